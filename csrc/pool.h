@@ -1,0 +1,37 @@
+// The one thread pool of the kernels: pinned workers that spin briefly, then sleep.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace fathom {
+
+// Calls body(context, item, thread) for every item in 0 .. items - 1, on all threads of the pool;
+// returns when all are done. Threads take items from one counter, so a thread that the system takes
+// away holds up one item only. Not to be called from two threads at once, nor from a body.
+void run_items(int64_t items, void (*body)(void* context, int64_t item, int thread), void* context);
+
+// As above, for a callable.
+template <class Body>
+void parallel(int64_t items, Body&& body) {
+  run_items(
+      items,
+      [](void* context, int64_t item, int thread) {
+        (*static_cast<std::remove_reference_t<Body>*>(context))(item, thread);
+      },
+      &body);
+}
+
+// Starts the pool, or changes its size; the calling thread counts as one of `threads`. Workers are
+// pinned to cpus[1 ..]; the caller is pinned by whoever owns it. Gives false where a thread could
+// not be started.
+bool start_pool(int threads, const int* cpus);
+int pool_size();
+
+// Nanoseconds that the threads of the pool spent in bodies, all together, since the start.
+int64_t busy_nanoseconds();
+
+// `bytes` of scratch of thread `thread`, 64-byte aligned, kept between calls. Null when memory ends.
+void* scratch(int thread, size_t bytes);
+
+}  // namespace fathom

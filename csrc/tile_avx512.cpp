@@ -1,0 +1,412 @@
+// Products of activations with strips of packed weights, with AVX-512 (BF16, VNNI, VBMI).
+//
+// Six rows of activations by 64 outputs fill 24 registers with sums. Inputs go by blocks that keep
+// the block's weights in the first-level cache; sums go to memory and back between blocks, which
+// changes no bit. Weights that are not bf16 or int8 are widened in registers for few rows, once into
+// scratch for many; both give the same values.
+#include <immintrin.h>
+
+#include "isa.h"
+#include "row_ops.h"
+#include "vec.h"
+
+namespace fathom {
+namespace {
+
+constexpr int kRows = 6;
+constexpr int kBlock = 128;  // inputs
+
+// The bfloat16 bits of e4m3 magnitudes 0 .. 127, split into their low and high bytes.
+struct Fp8Tables {
+  __m512i low[2], high[2];
+};
+
+uint16_t bf16_of_e4m3(int magnitude) {
+  const int exponent = magnitude >> 3, mantissa = magnitude & 7;
+  if (magnitude == 127) return 0x7fc0;  // NaN
+  const float value = exponent ? (8 + mantissa) * 0.125f : mantissa * 0.125f;
+  const int power = (exponent ? exponent : 1) - 7;
+  uint32_t bits = uint32_t(127 + power) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, 4);
+  return float_to_bf16(value * scale);
+}
+
+const Fp8Tables& fp8_tables() {
+  static const Fp8Tables tables = [] {
+    alignas(64) uint8_t low[128], high[128];
+    for (int i = 0; i < 128; ++i) {
+      const uint16_t bits = bf16_of_e4m3(i);
+      low[i] = uint8_t(bits);
+      high[i] = uint8_t(bits >> 8);
+    }
+    Fp8Tables made;
+    for (int i = 0; i < 2; ++i) {
+      made.low[i] = _mm512_load_si512(low + 64 * i);
+      made.high[i] = _mm512_load_si512(high + 64 * i);
+    }
+    return made;
+  }();
+  return tables;
+}
+
+// 64 values of e4m3 as two registers of bfloat16, exact.
+struct Widen8 {
+  __m512i low0, low1, high0, high1, sign;
+  Widen8() {
+    const Fp8Tables& tables = fp8_tables();
+    low0 = tables.low[0];
+    low1 = tables.low[1];
+    high0 = tables.high[0];
+    high1 = tables.high[1];
+    sign = _mm512_set1_epi8(char(0x80));
+  }
+  void operator()(__m512i bytes, __m512i& first, __m512i& second) const {
+    const __m512i low = _mm512_permutex2var_epi8(low0, bytes, low1);
+    const __m512i magnitude = _mm512_permutex2var_epi8(high0, bytes, high1);
+    // magnitude | (bytes & sign)
+    const __m512i high = _mm512_ternarylogic_epi32(magnitude, bytes, sign, 0xf8);
+    first = _mm512_unpacklo_epi8(low, high);
+    second = _mm512_unpackhi_epi8(low, high);
+  }
+};
+
+inline __m512i pair_of(const void* row, int64_t element) {
+  int32_t pair;
+  std::memcpy(&pair, static_cast<const uint16_t*>(row) + element, 4);
+  return _mm512_set1_epi32(pair);
+}
+inline __m512i quad_of(const void* row, int64_t element) {
+  int32_t quad;
+  std::memcpy(&quad, static_cast<const uint8_t*>(row) + element, 4);
+  return _mm512_set1_epi32(quad);
+}
+
+template <int M>
+inline void add_pairs(__m512 (&sums)[M][4], const ActRow* rows, int64_t element, const __m512i* b) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    const __m512bh a = (__m512bh)pair_of(rows[m].values, element);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sums[m][j] = _mm512_dpbf16_ps(sums[m][j], a, (__m512bh)b[j]);
+  }
+}
+
+template <int M>
+inline void load_sums(__m512 (&sums)[M][4], const float* from, bool is_first) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j)
+      sums[m][j] = is_first ? _mm512_setzero_ps() : _mm512_load_ps(from + m * kStrip + 16 * j);
+}
+
+template <int M>
+inline void store_sums(float* to, const __m512 (&sums)[M][4]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) _mm512_store_ps(to + m * kStrip + 16 * j, sums[m][j]);
+}
+
+// One block of inputs of one group of rows. `data`: the block's weights.
+struct Block {
+  const uint8_t* data;
+  int64_t first, size;  // inputs
+  bool is_first;
+};
+
+template <int M>
+void block_bf16(const ActRow* rows, const Block& block, float* out) {
+  __m512 sums[M][4];
+  load_sums<M>(sums, out, block.is_first);
+  const uint8_t* data = block.data;
+  for (int64_t k = 0; k < block.size; k += 2, data += 256) {
+    if (M == 1) _mm_prefetch(data + 4096, _MM_HINT_T0), _mm_prefetch(data + 4096 + 64, _MM_HINT_T0),
+        _mm_prefetch(data + 4096 + 128, _MM_HINT_T0), _mm_prefetch(data + 4096 + 192, _MM_HINT_T0);
+    __m512i b[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) b[j] = _mm512_load_si512(data + 64 * j);
+    add_pairs<M>(sums, rows, block.first + k, b);
+  }
+  store_sums<M>(out, sums);
+}
+
+// The block's sum is scaled and added: the block is one of FP8's.
+template <int M>
+void add_scaled(float* out, const __m512 (&sums)[M][4], float scale, bool is_first) {
+  const __m512 factor = _mm512_set1_ps(scale);
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      float* at = out + m * kStrip + 16 * j;
+      const __m512 before = is_first ? _mm512_setzero_ps() : _mm512_load_ps(at);
+      _mm512_store_ps(at, _mm512_fmadd_ps(sums[m][j], factor, before));
+    }
+}
+
+template <int M>
+void block_fp8(const ActRow* rows, const Block& block, float scale, bool is_wide, float* out) {
+  __m512 sums[M][4];
+  load_sums<M>(sums, out, true);
+  const uint8_t* data = block.data;
+  if (is_wide) {
+    for (int64_t k = 0; k < block.size; k += 2, data += 256) {
+      __m512i b[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) b[j] = _mm512_load_si512(data + 64 * j);
+      add_pairs<M>(sums, rows, block.first + k, b);
+    }
+  } else {
+    const Widen8 widen;
+    for (int64_t k = 0; k < block.size; k += 4, data += 256) {
+      __m512i b[2][4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) widen(_mm512_load_si512(data + 64 * j), b[0][j], b[1][j]);
+      add_pairs<M>(sums, rows, block.first + k, b[0]);
+      add_pairs<M>(sums, rows, block.first + k + 2, b[1]);
+    }
+  }
+  add_scaled<M>(out, sums, scale, block.is_first);
+}
+
+template <int M>
+void block_int8(const ActRow* rows, const Block& block, float* out) {
+  __m512i sums[M][4];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j)
+      sums[m][j] = block.is_first ? _mm512_setzero_si512()
+                                  : _mm512_load_si512(out + m * kStrip + 16 * j);
+  const uint8_t* data = block.data;
+  for (int64_t k = 0; k < block.size; k += 4, data += 256) {
+    __m512i b[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) b[j] = _mm512_load_si512(data + 64 * j);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const __m512i a = quad_of(rows[m].values, block.first + k);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) sums[m][j] = _mm512_dpbusd_epi32(sums[m][j], a, b[j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) _mm512_store_si512(out + m * kStrip + 16 * j, sums[m][j]);
+}
+
+// One group of int4: sums of nibbles times int8, then the zero points and the scales.
+struct Group {
+  const uint8_t* data;    // whole rows of nibbles, or bytes where `is_wide`
+  const uint8_t* scales;  // 64 float16, then 64 uint8
+  int64_t first;          // its first input
+  int64_t index;          // among the row's groups
+  int32_t size;
+  bool is_high;           // groups of 32: the values are in the high halves
+};
+
+template <int M>
+inline void add_quads(__m512i (&sums)[M][4], const ActRow* rows, int64_t element,
+                      const __m512i* b) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    const __m512i a = quad_of(rows[m].values, element);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sums[m][j] = _mm512_dpbusd_epi32(sums[m][j], b[j], a);
+  }
+}
+
+template <int M>
+inline void sum_nibbles(__m512i (&sums)[M][4], const ActRow* rows, const Group& group) {
+  const __m512i mask = _mm512_set1_epi8(0x0f);
+  const int64_t tiles = group.size < kStep ? 1 : group.size / kStep;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const uint8_t* data = group.data + tile * 2048;
+    const int64_t first = group.first + tile * kStep;
+    for (int i = 0; i < 8; ++i, data += 256) {
+      __m512i low[4], high[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const __m512i both = _mm512_load_si512(data + 64 * j);
+        low[j] = _mm512_and_si512(both, mask);
+        high[j] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+      }
+      if (group.size < kStep) {
+        add_quads<M>(sums, rows, group.first + 4 * i, group.is_high ? high : low);
+      } else {
+        add_quads<M>(sums, rows, first + 4 * i, low);
+        add_quads<M>(sums, rows, first + 4 * (i + 8), high);
+      }
+    }
+  }
+}
+
+template <int M>
+void group_int4(const ActRow* rows, const Group& group, bool is_wide, bool is_first, float* out) {
+  __m512i sums[M][4];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sums[m][j] = _mm512_setzero_si512();
+  if (is_wide) {
+    const uint8_t* data = group.data;
+    for (int64_t k = 0; k < group.size; k += 4, data += 256) {
+      __m512i b[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) b[j] = _mm512_load_si512(data + 64 * j);
+      add_quads<M>(sums, rows, group.first + k, b);
+    }
+  } else {
+    sum_nibbles<M>(sums, rows, group);
+  }
+  __m512 scale[4], zero[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    scale[j] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(group.scales + 32 * j)));
+    zero[j] = _mm512_cvtepi32_ps(
+        _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(group.scales + 128 + 16 * j))));
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    const __m512 row_scale = _mm512_set1_ps(rows[m].scales[group.index]);
+    const __m512 row_sum = _mm512_set1_ps(rows[m].sums[group.index]);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      float* at = out + m * kStrip + 16 * j;
+      const __m512 before = is_first ? _mm512_setzero_ps() : _mm512_load_ps(at);
+      const __m512 exact = _mm512_fnmadd_ps(zero[j], row_sum, _mm512_cvtepi32_ps(sums[m][j]));
+      _mm512_store_ps(at, _mm512_fmadd_ps(exact, _mm512_mul_ps(scale[j], row_scale), before));
+    }
+  }
+}
+
+// Calls body<M>(first row) for groups of up to six rows.
+template <class Body>
+inline void by_rows(int num_rows, Body&& body) {
+  int row = 0;
+  for (; row + kRows <= num_rows; row += kRows) body.template operator()<kRows>(row);
+  switch (num_rows - row) {
+    case 1: body.template operator()<1>(row); break;
+    case 2: body.template operator()<2>(row); break;
+    case 3: body.template operator()<3>(row); break;
+    case 4: body.template operator()<4>(row); break;
+    case 5: body.template operator()<5>(row); break;
+  }
+}
+
+void tile_bf16(const TileCall& call) {
+  const int64_t k_padded = call.matrix->k_padded();
+  for (int64_t first = 0; first < k_padded; first += kBlock) {
+    const int64_t size = k_padded - first < kBlock ? k_padded - first : kBlock;
+    const Block block{call.strip + first * kStrip * 2, first, size, first == 0};
+    by_rows(call.num_rows, [&]<int M>(int row) {
+      block_bf16<M>(call.rows + row, block, call.out + row * kStrip);
+    });
+  }
+}
+
+void widen_fp8(const uint8_t* from, int64_t bytes, uint8_t* to) {
+  const Widen8 widen;
+  for (int64_t at = 0; at < bytes; at += 256, to += 512)
+    for (int j = 0; j < 4; ++j) {
+      __m512i first, second;
+      widen(_mm512_load_si512(from + at + 64 * j), first, second);
+      _mm512_store_si512(to + 64 * j, first);
+      _mm512_store_si512(to + 256 + 64 * j, second);
+    }
+}
+
+void tile_fp8(const TileCall& call) {
+  const int64_t k_padded = call.matrix->k_padded();
+  const float* scales = reinterpret_cast<const float*>(call.strip + k_padded * kStrip);
+  const bool is_wide = call.num_rows > kRows;
+  for (int64_t first = 0; first < k_padded; first += kFp8Block) {
+    const int64_t size = k_padded - first < kFp8Block ? k_padded - first : kFp8Block;
+    const uint8_t* data = call.strip + first * kStrip;
+    if (is_wide) widen_fp8(data, size * kStrip, call.scratch);
+    const Block block{is_wide ? call.scratch : data, first, size, first == 0};
+    const float scale = scales[first / kFp8Block];
+    by_rows(call.num_rows, [&]<int M>(int row) {
+      block_fp8<M>(call.rows + row, block, scale, is_wide, call.out + row * kStrip);
+    });
+  }
+}
+
+void tile_int8(const TileCall& call) {
+  const int64_t k_padded = call.matrix->k_padded();
+  for (int64_t first = 0; first < k_padded; first += 2 * kBlock) {
+    const int64_t size = k_padded - first < 2 * kBlock ? k_padded - first : 2 * kBlock;
+    const Block block{call.strip + first * kStrip, first, size, first == 0};
+    by_rows(call.num_rows, [&]<int M>(int row) {
+      block_int8<M>(call.rows + row, block, call.out + row * kStrip);
+    });
+  }
+  const float* scales = reinterpret_cast<const float*>(call.strip + k_padded * kStrip);
+  const int32_t* offsets = reinterpret_cast<const int32_t*>(scales + kStrip);
+  for (int m = 0; m < call.num_rows; ++m) {
+    const __m512 row_scale = _mm512_set1_ps(call.rows[m].scales[0]);
+    for (int j = 0; j < 4; ++j) {
+      float* at = call.out + m * kStrip + 16 * j;
+      const __m512i sums =
+          _mm512_sub_epi32(_mm512_load_si512(at), _mm512_load_si512(offsets + 16 * j));
+      const __m512 scale = _mm512_mul_ps(_mm512_load_ps(scales + 16 * j), row_scale);
+      _mm512_store_ps(at, _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale));
+    }
+  }
+}
+
+void widen_int4(const uint8_t* from, int64_t inputs, uint8_t* to) {
+  const __m512i mask = _mm512_set1_epi8(0x0f);
+  for (int64_t tile = 0; tile < inputs / kStep; ++tile, to += 4096)
+    for (int i = 0; i < 32; ++i, from += 64) {
+      const __m512i both = _mm512_load_si512(from);
+      _mm512_store_si512(to + 64 * i, _mm512_and_si512(both, mask));
+      _mm512_store_si512(to + 2048 + 64 * i,
+                         _mm512_and_si512(_mm512_srli_epi16(both, 4), mask));
+    }
+}
+
+void tile_int4(const TileCall& call) {
+  const Matrix& matrix = *call.matrix;
+  const int64_t unit = matrix.unit(), units = round_up(matrix.k_padded(), unit) / unit;
+  const int64_t groups = unit / matrix.group;
+  const bool is_wide = call.num_rows > kRows;
+  for (int64_t u = 0; u < units; ++u) {
+    const uint8_t* data = call.strip + u * matrix.unit_bytes();
+    const uint8_t* scales = data + unit * kStrip / 2;
+    if (is_wide) widen_int4(data, unit, call.scratch);
+    for (int64_t g = 0; g < groups; ++g) {
+      Group group{data, scales + g * 3 * kStrip, u * unit + g * matrix.group, u * groups + g,
+                  matrix.group, g > 0};
+      if (is_wide) group.data = call.scratch + g * matrix.group * kStrip;
+      by_rows(call.num_rows, [&]<int M>(int row) {
+        group_int4<M>(call.rows + row, group, is_wide, u == 0 && g == 0, call.out + row * kStrip);
+      });
+    }
+  }
+}
+
+bool is_supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
+         __builtin_cpu_supports("avx512bf16");
+}
+
+}  // namespace
+
+const Isa* isa_avx512() {
+  static const Isa table{
+      "avx512",          48,
+      true,              {tile_bf16, tile_fp8, tile_int8, tile_int4},
+      prepare_row<128>,  norm_row,
+      silu_mul_strip,    add_weighted_strip,
+      round_strip,       nullptr,
+      nullptr};
+  return is_supported() ? &table : nullptr;
+}
+
+}  // namespace fathom

@@ -1,0 +1,1 @@
+"""Kernels for CPUs without torch: `csrc/` behind a C interface."""

@@ -1,0 +1,111 @@
+"""The C interface of `csrc/`: loading the library, its structures, its errors.
+
+ctypes and plain C: one build serves every Python, and a call costs about two microseconds, of which
+a decode step makes a few dozen. Functions that run kernels release the interpreter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+from fathom.errors import ConfigError, EngineError
+
+PATH = Path(__file__).with_name("libfathom.so")
+
+FORMATS = {"bfloat16": 0, "fp8_block": 1, "int8": 2, "int4": 3}
+SOURCES = {
+    "bfloat16": 0,
+    "float32": 1,
+    "float16": 2,
+    "fp8_block": 3,
+    "int8": 4,
+    "int4": 5,
+}
+
+
+class Matrix(ctypes.Structure):
+    """`struct Matrix` of csrc/matrix.h."""
+
+    _fields_ = (
+        ("format", c_int32),
+        ("group", c_int32),
+        ("is_gated", c_int32),
+        ("experts", c_int32),
+        ("n", c_int64),
+        ("k", c_int64),
+        ("data", c_void_p),
+        ("num_bytes", c_int64),
+    )
+
+
+class Source(ctypes.Structure):
+    """`struct Source` of csrc/pack.h."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("scale", c_void_p),
+        ("zero", c_void_p),
+        ("rows", c_int64),
+        ("k", c_int64),
+        ("stride", c_int64),
+        ("scale_stride", c_int64),
+        ("kind", c_int32),
+        ("group", c_int32),
+    )
+
+
+_P, _I, _M = c_void_p, c_int64, POINTER(Matrix)
+_SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
+    "fathom_isa": (c_char_p, ()),
+    "fathom_choose_isa": (c_int, (c_char_p,)),
+    "fathom_start_threads": (c_int, (c_int, POINTER(c_int))),
+    "fathom_num_threads": (c_int, ()),
+    "fathom_busy_ns": (_I, ()),
+    "fathom_matrix_bytes": (_I, (_M,)),
+    "fathom_pack": (c_char_p, (_M, _I, POINTER(Source), c_int)),
+    "fathom_linear": (
+        c_char_p,
+        (_P, _I, _P, _I, _I, _I, _P, c_float, _P, _I, _P, _I, c_int),
+    ),
+    "fathom_rms_norm": (c_char_p, (_P, _I, _I, _I, _P, c_float, _P, _I, _P, _I)),
+    "fathom_experts": (c_char_p, (_P, _P, _P, _P, _I, _P, _P, _P, _I, _I, _I, _P, _I)),
+}
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The library with its signatures set.
+
+    Raises: ConfigError where it was not built, or cannot be loaded.
+    """
+    if not PATH.is_file():
+        raise ConfigError(
+            "the CPU kernels",
+            found="not built: there was no C++ compiler when fathom was installed",
+            fix="install g++ and run pip install again",
+        )
+    try:
+        library = ctypes.CDLL(str(PATH))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise ConfigError(
+            "the CPU kernels", found=str(error), fix="run pip install again to rebuild them"
+        ) from error
+    return library
+
+
+def isa() -> str:
+    """The instruction set in use; empty where the processor has none that the kernels need."""
+    found: bytes = load().fathom_isa()
+    return found.decode()
+
+
+def check(failed: bytes | None) -> None:
+    """Raises: EngineError with the library's message where a call failed."""
+    if failed is not None:
+        raise EngineError("a CPU kernel", found=failed.decode())
