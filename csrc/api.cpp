@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "attend.h"
 #include "ops.h"
 #include "pack.h"
 
@@ -54,6 +55,34 @@ const char* check_rows(const Rows& in, int64_t width, const char* name) {
 const char* check_output(const Output& out, int64_t rows, int64_t width) {
   if (rows > 0 && out.to == nullptr) return fail("out: no memory");
   if (rows > 1 && out.stride < width) return fail("out: rows overlap");
+  return nullptr;
+}
+
+const char* check_cache(const Cache& cache) {
+  if (cache.data == nullptr || cache.pages < 1 || cache.page_size < 1) return fail("cache: no pages");
+  if (cache.format != kKvBf16 && cache.format != kKvFp8) return fail("cache: format %d", cache.format);
+  if (cache.rank < 2 || cache.rank % 2 || cache.rope < 2 || cache.rope % 2)
+    return fail("cache: %d latents and %d rotated values, wanted even numbers", cache.rank, cache.rope);
+  return nullptr;
+}
+
+const char* check_batch(const Batch& batch, const Cache& cache) {
+  if (!batch.query_starts || !batch.context_lens || !batch.page_table) return fail("batch: no memory");
+  if (batch.query_starts[0] != 0 || batch.query_starts[batch.sequences] != batch.tokens)
+    return fail("query_starts: not from 0 to %lld", (long long)batch.tokens);
+  for (int64_t s = 0; s < batch.sequences; ++s) {
+    const int64_t queries = batch.query_starts[s + 1] - batch.query_starts[s];
+    const int64_t length = batch.context_lens[s];
+    const int64_t pages = (length + cache.page_size - 1) / cache.page_size;
+    if (queries < 0 || length < queries || pages > batch.table_width)
+      return fail("sequence %lld: %lld queries in a context of %lld on %lld pages", (long long)s,
+                  (long long)queries, (long long)length, (long long)batch.table_width);
+    for (int64_t p = 0; p < pages; ++p) {
+      const int64_t page = batch.page_table[s * batch.table_width + p];
+      if (page < 0 || page >= cache.pages)
+        return fail("page_table: page %lld of %lld", (long long)page, (long long)cache.pages);
+    }
+  }
   return nullptr;
 }
 
@@ -158,6 +187,47 @@ const char* fathom_experts(const Matrix* gate_up, const Matrix* down, const int6
   if (rows == 0) return nullptr;
   const char* failed = experts({gate_up, down}, {ids, weights, per_row},
                                {shared_gate_up, shared_down}, in, output);
+  return failed ? fail("%s", failed) : nullptr;
+}
+
+int64_t fathom_cell_bytes(int32_t format, int32_t rank, int32_t rope) {
+  return Cache{nullptr, 0, 1, format, rank, rope}.cell_bytes();
+}
+
+const char* fathom_mla_write(const Cache* cache, const int64_t* slots, int64_t tokens,
+                             const uint16_t* latent, const uint16_t* key, int64_t stride,
+                             const uint16_t* norm, float eps, const float* cos, const float* sin,
+                             int is_interleaved) {
+  CHECK(ready());
+  CHECK(check_cache(*cache));
+  if (tokens == 0) return nullptr;
+  if (!slots || !latent || !key || !norm || !cos || !sin) return fail("mla_write: no memory");
+  for (int64_t i = 0; i < tokens; ++i)
+    if (slots[i] < 0 || slots[i] >= cache->pages * cache->page_size)
+      return fail("slots: %lld of %lld", (long long)slots[i],
+                  (long long)(cache->pages * cache->page_size));
+  const char* failed = mla_write(
+      {latent, key, stride, norm, eps, slots, tokens, *cache, {cos, sin, is_interleaved != 0}});
+  return failed ? fail("%s", failed) : nullptr;
+}
+
+const char* fathom_mla_attend(const uint16_t* q, int64_t q_stride, const Matrix* absorb,
+                              const Matrix* expand, const Cache* cache, const Batch* batch,
+                              const float* cos, const float* sin, int is_interleaved, float scale,
+                              uint16_t* out) {
+  CHECK(ready());
+  CHECK(check_cache(*cache));
+  CHECK(check_matrix(absorb, "kv_b (keys)"));
+  CHECK(check_matrix(expand, "kv_b (values)"));
+  if (batch->tokens == 0) return nullptr;
+  if (!q || !cos || !sin || !out) return fail("mla_attend: no memory");
+  if (absorb->n != cache->rank || expand->k != cache->rank || absorb->experts != expand->experts ||
+      absorb->is_gated || expand->is_gated)
+    return fail("kv_b: not of a cache with %d latents", cache->rank);
+  if (q_stride < absorb->experts * (absorb->k + cache->rope)) return fail("q: rows overlap");
+  CHECK(check_batch(*batch, *cache));
+  const char* failed = mla_attend(
+      {q, q_stride, absorb, expand, *cache, *batch, {cos, sin, is_interleaved != 0}, scale, out});
   return failed ? fail("%s", failed) : nullptr;
 }
 

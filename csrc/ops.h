@@ -45,13 +45,15 @@ uint8_t* arena(Arena purpose, int64_t bytes);
 
 // A thread's buffers for tile calls.
 struct TileBuffers {
+  static constexpr int64_t kBytes = 2 * kMaxRows * kStrip * 4 + kTileScratch;
   float* sums;       // two tiles: [2][kMaxRows][64]
   uint8_t* scratch;  // kTileScratch
-  explicit TileBuffers(int thread) {
-    uint8_t* memory = static_cast<uint8_t*>(
-        fathom::scratch(thread, 2 * kMaxRows * kStrip * 4 + kTileScratch));
+  uint8_t* more;     // as many bytes as were asked for; null where memory ends
+  explicit TileBuffers(int thread, int64_t more_bytes = 0) {
+    uint8_t* memory = static_cast<uint8_t*>(fathom::scratch(thread, kBytes + more_bytes));
     sums = reinterpret_cast<float*>(memory);
     scratch = memory + 2 * kMaxRows * kStrip * 4;
+    more = memory == nullptr ? nullptr : memory + kBytes;
   }
 };
 

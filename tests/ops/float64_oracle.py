@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 
-from fathom.ops.api import Weight
+from fathom.ops.api import Angles, Held, Norm, Weight
 from fathom.ops.batch import PagedBatch
 from fathom.ops.quant.fp8_block import FP8_ROWS
 from fathom.ops.quant.qtensor import QTensor
 from fathom.ops.sampling import LogitEdits, Logprobs, SamplingRows
+from fathom.spec.formats import Format
 from fathom.spec.model import Mla, Moe
 
 NEG_INF = float("-inf")
@@ -37,6 +39,32 @@ class Float64Oracle:
     """See `Backend`; results are float64."""
 
     name = "oracle"
+
+    def hold(
+        self,
+        parts: Sequence[Weight],
+        *,
+        dtype: torch.dtype,
+        format: Format | None = None,
+        is_gated: bool = False,
+    ) -> torch.Tensor:
+        return torch.cat([wide(part) for part in parts])
+
+    def hold_experts(
+        self,
+        experts: Iterable[Sequence[Weight]],
+        count: int,
+        *,
+        dtype: torch.dtype,
+        format: Format | None = None,
+        is_gated: bool = False,
+    ) -> torch.Tensor:
+        return torch.stack([self.hold(parts, dtype=dtype) for parts in experts])
+
+    def hold_kv_b(
+        self, kv_b: Weight, mla: Mla, *, dtype: torch.dtype, format: Format | None = None
+    ) -> torch.Tensor:
+        return wide(kv_b).view(-1, mla.nope_dim + mla.v_dim, mla.kv_lora_rank)
 
     def embed(
         self, token_ids: torch.Tensor, weight: torch.Tensor, *, first_id: int = 0
@@ -78,8 +106,22 @@ class Float64Oracle:
                 out[token, ..., second] = a * s + b * c
         return out
 
-    def linear(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
-        return x.double() @ wide(weight).T
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: Held,
+        *,
+        norm: Norm | None = None,
+        residual: torch.Tensor | None = None,
+        is_wide: bool = False,
+    ) -> torch.Tensor:
+        assert isinstance(weight, torch.Tensor)
+        if norm is not None:
+            x = self.rms_norm(x, norm.weight, eps=norm.eps, residual=residual)
+        return x.double() @ weight.T
+
+    def mlp(self, x: torch.Tensor, gate_up: Held, down: Held) -> torch.Tensor:
+        return self.linear(self.silu_mul(self.linear(x, gate_up)), down)
 
     def quantize_rows(self, x: torch.Tensor) -> QTensor:
         data = torch.empty(x.shape, dtype=torch.float64)
@@ -104,8 +146,13 @@ class Float64Oracle:
         slots: torch.Tensor,
         latent: torch.Tensor,
         key_rope: torch.Tensor,
+        *,
+        norm: Norm,
+        angles: Angles,
     ) -> None:
         rank = latent.shape[1]
+        latent = self.rms_norm(latent, norm.weight, eps=norm.eps)
+        key_rope = self.rope(key_rope, angles.cos, angles.sin, interleaved=angles.is_interleaved)
         for token, slot in enumerate(slots.tolist()):
             cell = cache[slot // cache.shape[1], slot % cache.shape[1]]
             cell[:rank] = latent[token]
@@ -116,16 +163,22 @@ class Float64Oracle:
 
     def mla_attend(
         self,
-        q_nope: torch.Tensor,
-        q_rope: torch.Tensor,
+        query: torch.Tensor,
         cache: torch.Tensor,
-        kv_b: torch.Tensor,
+        kv_b: Held,
         plan: object,
         *,
         scale: float,
+        angles: Angles,
     ) -> torch.Tensor:
         assert isinstance(plan, PagedBatch)
-        (tokens, heads, nope), rank = q_nope.shape, kv_b.shape[2]
+        assert isinstance(kv_b, torch.Tensor)
+        (tokens, heads, width), rank = query.shape, kv_b.shape[2]
+        nope = width - 2 * angles.cos.shape[1]
+        q_nope = query[..., :nope]
+        q_rope = self.rope(
+            query[..., nope:], angles.cos, angles.sin, interleaved=angles.is_interleaved
+        )
         up, kv = kv_b.double(), cache.double()
         out = torch.empty(tokens, heads, kv_b.shape[1] - nope, dtype=torch.float64)
         sequence = 0
@@ -193,15 +246,20 @@ class Float64Oracle:
         x: torch.Tensor,
         expert_ids: torch.Tensor,
         expert_weights: torch.Tensor,
-        gate_up: Weight,
-        down: Weight,
+        gate_up: Held,
+        down: Held,
+        *,
+        shared: tuple[Held, Held] | None = None,
     ) -> torch.Tensor:
+        assert isinstance(gate_up, torch.Tensor)
+        assert isinstance(down, torch.Tensor)
         out = torch.zeros(x.shape, dtype=torch.float64)
         for token, ids in enumerate(expert_ids.tolist()):
+            row = x[token : token + 1]
             for slot, expert in enumerate(ids):
-                hidden = self.silu_mul(wide(gate_up[expert]) @ x[token].double())
-                out[token] += expert_weights[token, slot].double() * (wide(down[expert]) @ hidden)
-        return out
+                found = self.mlp(row, gate_up[expert], down[expert])[0]
+                out[token] += expert_weights[token, slot].double() * found
+        return out if shared is None else out + self.mlp(x, *shared)
 
     def mask_logits(self, logits: torch.Tensor, edits: LogitEdits) -> None:
         assert edits.allowed is not None

@@ -26,7 +26,12 @@ def check(backend: Backend, case: Case, device: torch.device) -> None:
     for name, value in got.items():
         assert value.device.type == device.type
         assert_same(value.cpu(), wanted[name], case.tolerance, f"{case.id}: {name}")
-    written = {"rms_norm": "residual", "mla_write": "cache", "mask_logits": "logits"}.get(case.op)
+    written = {
+        "rms_norm": "residual",
+        "linear": "residual",
+        "mla_write": "cache",
+        "mask_logits": "logits",
+    }.get(case.op)
     for name, value in inputs.items():
         if isinstance(value, torch.Tensor) and name != written:
             assert value.equal(untouched[name]) or value.isnan().any(), f"{name} was changed"

@@ -43,7 +43,7 @@ class DeepseekV3:
         _check_ranks(comm, shard)
         self.spec, self.dtype = spec, dtype
         self.context = Context(spec, ops, comm, shard.layout.tp)
-        source = ParamSource(params, dtype)
+        source = ParamSource(params, ops, dtype)
         self.vocabulary = self._load_vocabulary(source)
         self.device = self.vocabulary.embedding.device
         self._layers = [DecoderLayer(self.context, source, i) for i in range(spec.num_layers)]
@@ -53,13 +53,16 @@ class DeepseekV3:
     def _load_vocabulary(self, source: ParamSource) -> VocabularyRows:
         shape = (self.spec.vocab_size // self.context.tp, self.spec.hidden_size)
         embedding = source.tensor("model.embed_tokens.weight", shape)
-        head = embedding if self.spec.tie_embeddings else source.tensor("lm_head.weight", shape)
+        if self.spec.tie_embeddings:
+            head = self.context.ops.hold([embedding], dtype=self.dtype)
+        else:
+            head = source.matrix(("lm_head.weight",), (shape,))
         return VocabularyRows(self.context, embedding, head)
 
     def step_state(self, batch: PagedBatch) -> StepState:
         """What the layers need to know of a step."""
-        cos, sin = self._angles.at(batch.positions)
-        return StepState(batch, cos, sin, self.context.ops.mla_plan(batch, self.spec.mla))
+        plan = self.context.ops.mla_plan(batch, self.spec.mla)
+        return StepState(batch, self._angles.at(batch.positions), plan)
 
     @torch.no_grad()
     def forward(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from fathom.models.deepseek_v3 import DeepseekV3
-from fathom.models.layers import DecoderLayer, VocabularyRows
+from fathom.models.layers import DecoderLayer
 from fathom.models.params import Params, ParamSource
 from fathom.ops.batch import PagedBatch
 
@@ -19,32 +19,25 @@ from fathom.ops.batch import PagedBatch
 class Mtp:
     """MTP layer `index` of a model, at `model.layers.{num_layers + index}` of its checkpoint.
 
-    Embedding and head are the main model's where `params` has no copies of them. What is taken from
-    `params` is removed. Raises: CheckpointError where a parameter is absent or of another shape.
+    Embedding and head are the main model's. What is taken from `params` is removed. Raises:
+    CheckpointError where a parameter is absent or of another shape.
     """
 
     def __init__(self, base: DeepseekV3, params: Params, *, index: int = 0) -> None:
         self._base, self._eps = base, base.spec.rms_norm_eps
         self._cache_layer = base.spec.num_layers + index
         hidden = base.spec.hidden_size
-        source = ParamSource(params, base.dtype)
+        source = ParamSource(params, base.context.ops, base.dtype)
         prefix = f"model.layers.{self._cache_layer}"
         self._embed_norm = source.tensor(f"{prefix}.enorm.weight", (hidden,))
         self._hidden_norm = source.tensor(f"{prefix}.hnorm.weight", (hidden,))
-        self._project = source.weight(f"{prefix}.eh_proj.weight", (hidden, 2 * hidden))
+        self._project = source.matrix((f"{prefix}.eh_proj.weight",), ((hidden, 2 * hidden),))
         self._layer = DecoderLayer(base.context, source, self._cache_layer)
         self._norm = source.tensor(f"{prefix}.shared_head.norm.weight", (hidden,))
-        self._vocabulary = self._load_vocabulary(source, prefix)
-
-    def _load_vocabulary(self, source: ParamSource, prefix: str) -> VocabularyRows:
-        base = self._base.vocabulary
-        shape = tuple(base.embedding.shape)
-        names = f"{prefix}.embed_tokens.weight", f"{prefix}.shared_head.head.weight"
-        embedding, head = (
-            source.tensor(name, shape) if name in source else shared
-            for name, shared in zip(names, (base.embedding, base.head), strict=True)
-        )
-        return VocabularyRows(self._base.context, embedding, head)
+        self._vocabulary = base.vocabulary
+        # The checkpoints repeat the embedding and the head here (V3 report, section 2.2).
+        for name in ("embed_tokens", "shared_head.head"):
+            params.pop(f"{prefix}.{name}.weight", None)
 
     @torch.no_grad()
     def forward(

@@ -1,39 +1,32 @@
-"""Moves parameters from the loader's dictionary into a model, in the shapes that ops want."""
+"""Moves parameters from the loader's dictionary into a model, as its backend wants to hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from fathom.errors import CheckpointError
-from fathom.ops.api import Weight
+from fathom.ops.api import Backend, Held, Weight
 from fathom.ops.quant.qtensor import QTensor
+from fathom.spec.model import Mla
 
 Params = dict[str, Weight]
 
 
 class ParamSource:
-    """Takes parameters out of a dictionary one by one, checked and in the compute dtype.
+    """Takes parameters out of a dictionary one by one, checked, for `ops` to hold.
 
-    What is taken is removed from the dictionary, so that a tensor that is copied into a stack or a
-    merged matrix is freed at once: the peak is the model plus one layer's stack.
+    What is taken is removed from the dictionary, so that a tensor that is copied into what the
+    backend holds is freed at once.
     """
 
-    def __init__(self, params: Params, dtype: torch.dtype) -> None:
-        self._params = params
+    def __init__(self, params: Params, ops: Backend, dtype: torch.dtype) -> None:
+        self._params, self._ops = params, ops
         self.dtype = dtype
 
     def __contains__(self, name: str) -> bool:
         return name in self._params
-
-    def weight(self, name: str, shape: tuple[int, ...]) -> Weight:
-        """A matrix, quantised if it was stored so.
-
-        Raises: CheckpointError where it is absent or has another shape.
-        """
-        found = self._take(name, shape)
-        return found if isinstance(found, QTensor) else found.to(self.dtype)
 
     def _take(self, name: str, shape: tuple[int, ...]) -> Weight:
         found = self._params.pop(name, None)
@@ -48,72 +41,42 @@ class ParamSource:
         return found
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """A parameter as a plain tensor, dequantised where needed. Raises: as `weight`."""
-        found = self.weight(name, shape)
-        return found.dequantize(self.dtype) if isinstance(found, QTensor) else found
+        """A parameter as a plain tensor in the compute dtype.
+
+        Raises: CheckpointError where it is absent or has another shape.
+        """
+        found = self._take(name, shape)
+        return found.dequantize(self.dtype) if isinstance(found, QTensor) else found.to(self.dtype)
 
     def exact(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """A parameter in float32, not rounded to the compute dtype. Raises: as `weight`."""
+        """A parameter in float32, not rounded to the compute dtype. Raises: as `tensor`."""
         found = self._take(name, shape)
         return found.dequantize(torch.float32) if isinstance(found, QTensor) else found.float()
 
-    def merged(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Weight:
-        """Several matrices of equal width as one, each under the one before. Raises: as `weight`.
+    def matrix(
+        self, names: Sequence[str], shapes: Sequence[tuple[int, int]], *, is_gated: bool = False
+    ) -> Held:
+        """Several matrices of equal width, each under the one before, for `linear` or `mlp`.
+        Raises: as `tensor`."""
+        parts = [self._take(name, shape) for name, shape in zip(names, shapes, strict=True)]
+        return self._ops.hold(parts, dtype=self.dtype, is_gated=is_gated)
 
-        Quantised ones stay so where no block would hold rows of two of them.
-        """
-        parts = [self.weight(name, shape) for name, shape in zip(names, shapes, strict=True)]
-        return _merge_rows(parts, self.dtype)
+    def experts(
+        self,
+        names: Sequence[Sequence[str]],
+        shapes: Sequence[tuple[int, int]],
+        *,
+        is_gated: bool = False,
+    ) -> Held:
+        """One matrix an expert, of the expert's `names` as in `matrix`. Raises: as `tensor`."""
 
-    def stacked(self, names: Sequence[Sequence[str]], shapes: Sequence[tuple[int, int]]) -> Weight:
-        """One matrix an expert, [E, N, K], merged from the expert's `names` as by `merged`."""
-        first = self.merged(names[0], shapes)
-        if isinstance(first, torch.Tensor):
-            stack = first.new_empty(len(names), *first.shape)
-            stack[0] = first
-            for index, group in enumerate(names[1:], 1):
-                stack[index] = self._plain(self.merged(group, shapes))
-            return stack
-        data = first.data.new_empty(len(names), *first.data.shape)
-        scale = first.scale.new_empty(len(names), *first.scale.shape)
-        data[0], scale[0] = first.data, first.scale
-        for index, group in enumerate(names[1:], 1):
-            part = self.merged(group, shapes)
-            if not isinstance(part, QTensor) or (part.format, part.offset) != (
-                first.format,
-                first.offset,
-            ):
-                raise CheckpointError(
-                    f"parameter {group[0]}",
-                    found=part.format.name if isinstance(part, QTensor) else str(part.dtype),
-                    wanted=f"{first.format.name}, like {names[0][0]}",
-                )
-            data[index], scale[index] = part.data, part.scale
-        return QTensor(data, scale, first.format, first.offset)
+        def parts() -> Iterator[Sequence[Weight]]:
+            for group in names:
+                yield [self._take(name, shape) for name, shape in zip(group, shapes, strict=True)]
 
-    def _plain(self, weight: Weight) -> torch.Tensor:
-        return weight.dequantize(self.dtype) if isinstance(weight, QTensor) else weight
+        return self._ops.hold_experts(parts(), len(names), dtype=self.dtype, is_gated=is_gated)
 
-
-def _merge_rows(parts: Sequence[Weight], dtype: torch.dtype) -> Weight:
-    if len(parts) == 1:
-        return parts[0]
-    quantised = [part for part in parts if isinstance(part, QTensor)]
-    if len(quantised) == len(parts) and _shares_blocks(quantised):
-        return QTensor(
-            torch.cat([part.data for part in quantised]),
-            torch.cat([part.scale for part in quantised]),
-            quantised[0].format,
-            quantised[0].offset,
-        )
-    return torch.cat(
-        [part.dequantize(dtype) if isinstance(part, QTensor) else part for part in parts]
-    )
-
-
-def _shares_blocks(parts: Sequence[QTensor]) -> bool:
-    """Whether the parts' blocks tile the merged matrix, the last part's edge aside."""
-    first = parts[0]
-    return all(
-        part.format == first.format and part.offset == (0, first.offset[1]) for part in parts
-    ) and all(part.shape[0] % part.block[0] == 0 for part in parts[:-1])
+    def kv_b(self, name: str, num_heads: int, mla: Mla) -> Held:
+        """The up-projections of this rank's keys and values. Raises: as `tensor`."""
+        shape = (num_heads * (mla.nope_dim + mla.v_dim), mla.kv_lora_rank)
+        return self._ops.hold_kv_b(self._take(name, shape), mla, dtype=self.dtype)

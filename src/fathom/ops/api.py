@@ -10,6 +10,8 @@ every backend against float64.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,9 +19,32 @@ import torch
 from fathom.ops.batch import PagedBatch
 from fathom.ops.quant.qtensor import QTensor
 from fathom.ops.sampling import LogitEdits, Logprobs, SamplingRows
+from fathom.spec.formats import Format
 from fathom.spec.model import Mla, Moe
 
 Weight = torch.Tensor | QTensor
+# A weight as a backend keeps it: what its `hold` gave. Nobody else looks into it.
+Held = object
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """An RMS norm: see `Backend.rms_norm`. Shapes: weight [D]."""
+
+    weight: torch.Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Angles:
+    """Angles of a step's tokens, and which values they turn: see `Backend.rope`.
+
+    Shapes: cos and sin [T, Dr / 2] float32.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    is_interleaved: bool
 
 
 class Backend(Protocol):
@@ -28,6 +53,41 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """What settings and reports call it."""
+        ...
+
+    def hold(
+        self,
+        parts: Sequence[Weight],
+        *,
+        dtype: torch.dtype,
+        format: Format | None = None,
+        is_gated: bool = False,
+    ) -> Held:
+        """Matrices of equal width, one under the other, as this backend keeps them for `linear`.
+
+        Called once, when a model is built. The parts may be views of a mapped file: what is kept
+        is a copy. Plain parts are kept in `dtype`; `format`: quantised to it instead. `is_gated`:
+        the first half of the rows is a gate, the second an up-projection, for `mlp`.
+        """
+        ...
+
+    def hold_experts(
+        self,
+        experts: Iterable[Sequence[Weight]],
+        count: int,
+        *,
+        dtype: torch.dtype,
+        format: Format | None = None,
+        is_gated: bool = False,
+    ) -> Held:
+        """The same for `count` experts, each of which gives the parts of one matrix; they are asked
+        for one after the other, so that only one needs to be in memory beside the result."""
+        ...
+
+    def hold_kv_b(
+        self, kv_b: Weight, mla: Mla, *, dtype: torch.dtype, format: Format | None = None
+    ) -> Held:
+        """The up-projections of keys and values [H * (Dn + Dv), R] for `mla_attend`."""
         ...
 
     def embed(
@@ -67,8 +127,24 @@ class Backend(Protocol):
         """
         ...
 
-    def linear(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
-        """x @ weight.T. Shapes: x [T, K]; weight [N, K], plain or quantised; result [T, N]."""
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: Held,
+        *,
+        norm: Norm | None = None,
+        residual: torch.Tensor | None = None,
+        is_wide: bool = False,
+    ) -> torch.Tensor:
+        """x @ weight.T. Shapes: x [T, K]; weight [N, K] from `hold`; result [T, N].
+
+        `norm`: rms_norm(x, residual=residual) is taken instead of x; `residual` wants a norm.
+        `is_wide`: the result is float32, not rounded to x's dtype where the backend can.
+        """
+        ...
+
+    def mlp(self, x: torch.Tensor, gate_up: Held, down: Held) -> torch.Tensor:
+        """down(silu(gate x) * up x): [T, D]. Shapes: gate_up [2I, D], gated; down [D, I]."""
         ...
 
     def quantize_rows(self, x: torch.Tensor) -> QTensor:
@@ -88,11 +164,15 @@ class Backend(Protocol):
         slots: torch.Tensor,
         latent: torch.Tensor,
         key_rope: torch.Tensor,
+        *,
+        norm: Norm,
+        angles: Angles,
     ) -> None:
-        """Puts T tokens into one layer's cache, IN PLACE.
+        """Normalises latents, rotates keys and puts both into one layer's cache, IN PLACE.
 
         Shapes: cache [pages, page_size, R + Dr]; slots [T] int64, page * page_size + offset, each
-        once; latent [T, R], normalised; key_rope [T, Dr], rotated.
+        once; latent [T, R]; key_rope [T, Dr]. A cache of uint8 [pages, page_size, C] is one of
+        FP8: see `spec.formats.kv_cell_bytes`.
         """
         ...
 
@@ -106,20 +186,20 @@ class Backend(Protocol):
 
     def mla_attend(
         self,
-        q_nope: torch.Tensor,
-        q_rope: torch.Tensor,
+        query: torch.Tensor,
         cache: torch.Tensor,
-        kv_b: torch.Tensor,
+        kv_b: Held,
         plan: object,
         *,
         scale: float,
+        angles: Angles,
     ) -> torch.Tensor:
         """Causal multi-head latent attention over the pages: [T, H, Dv].
 
-        Shapes: q_nope [T, H, Dn]; q_rope [T, H, Dr], rotated; cache [pages, page_size, R + Dr],
-        this step's tokens already in it; kv_b [H, Dn + Dv, R], up-projections of keys and values;
-        plan from `mla_plan`. A token at position p sees positions 0 .. p of its own sequence.
-        Cache cells of no sequence may hold anything, NaN included; they never reach a result.
+        Shapes: query [T, H, Dn + Dr], its last Dr values not yet rotated; cache as in `mla_write`,
+        this step's tokens already in it; kv_b from `hold_kv_b`; plan from `mla_plan`. A token at
+        position p sees positions 0 .. p of its own sequence. Cache cells of no sequence may hold
+        anything, NaN included; they never reach a result.
         Source: DeepSeek-V2 paper (arXiv 2405.04434), section 2.1.
         """
         ...
@@ -143,14 +223,17 @@ class Backend(Protocol):
         x: torch.Tensor,
         expert_ids: torch.Tensor,
         expert_weights: torch.Tensor,
-        gate_up: Weight,
-        down: Weight,
+        gate_up: Held,
+        down: Held,
+        *,
+        shared: tuple[Held, Held] | None = None,
     ) -> torch.Tensor:
-        """Weighted sum over each token's experts of down(silu(gate x) * up x): [T, D].
+        """Weighted sum of `mlp` over each token's experts, and of a shared MLP: [T, D].
 
-        Shapes: x [T, D]; expert_ids, expert_weights [T, k] as `route` gives them; gate_up
-        [E, 2I, D], the gate's rows first; down [E, D, I]; either may be quantised.
-        The sum runs in float32 in the order of the k slots.
+        Shapes: x [T, D]; expert_ids, expert_weights [T, k] as `route` gives them, the k of a token
+        different; gate_up [E, 2I, D], gated, and down [E, D, I] from `hold_experts`; shared: the
+        gate_up and down of an MLP that is added with weight 1. The sum runs in float32, in an order
+        that does not depend on the other tokens.
         """
         ...
 

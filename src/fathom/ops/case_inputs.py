@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fathom.ops.api import Backend, Weight
+from fathom.ops.api import Angles, Backend, Norm, Weight
 from fathom.ops.batch import PagedBatch
 from fathom.ops.cases import AttentionShape, Case, OpName
 from fathom.ops.quant.fp8_block import quantize_fp8
@@ -65,6 +65,15 @@ class Draw:
             return quantize_fp8(self.normal(*shape) / sqrt(shape[-1]))
         return self.plain_weight(*shape)
 
+    def norm(self, width: int) -> Norm:
+        """An RMS norm."""
+        return Norm((1 + 0.1 * self.normal(width)).to(self.dtype), 1e-6)
+
+    def angles(self, tokens: int, width: int) -> Angles:
+        """Angles of interleaved pairs."""
+        angles = self.normal(tokens, width // 2) * 3
+        return Angles(angles.cos(), angles.sin(), True)
+
 
 def make_inputs(case: Case, device: torch.device) -> Inputs:
     """The arguments of one call."""
@@ -74,11 +83,7 @@ def make_inputs(case: Case, device: torch.device) -> Inputs:
 def run_case(backend: Backend, case: Case, inputs: Inputs) -> dict[str, torch.Tensor]:
     """All that the call gives and writes, by name. Tensors that it writes are changed in `inputs`;
     quantised results come as their values and scales."""
-    if case.op == "mla_attend":
-        plan = backend.mla_plan(inputs["batch"], inputs["mla"])
-        call = {name: value for name, value in inputs.items() if name not in ("batch", "mla")}
-        return {"out": backend.mla_attend(**call, plan=plan)}
-    result = getattr(backend, case.op)(**inputs)
+    result = getattr(backend, case.op)(**_held(backend, case, inputs))
     seen = _WRITTEN.get(case.op, ())
     outputs = {name: inputs[name] for name in seen if inputs.get(name) is not None}
     if isinstance(result, QTensor):
@@ -92,8 +97,36 @@ def run_case(backend: Backend, case: Case, inputs: Inputs) -> dict[str, torch.Te
     return outputs
 
 
+def _held(backend: Backend, case: Case, inputs: Inputs) -> Inputs:
+    """The inputs with weights as the backend holds them, and its plan of the batch."""
+    call, dtype = dict(inputs), DTYPES[case.dtype]
+    if case.op == "mla_attend":
+        mla = call.pop("mla")
+        call["plan"] = backend.mla_plan(call.pop("batch"), mla)
+        call["kv_b"] = backend.hold_kv_b(call["kv_b"], mla, dtype=dtype)
+    elif case.op == "linear":
+        call["weight"] = backend.hold([call["weight"]], dtype=dtype)
+    elif case.op == "experts":
+        for name, is_gated in (("gate_up", True), ("down", False)):
+            stack = call[name]
+            parts = [[stack[expert]] for expert in range(stack.shape[0])]
+            held = backend.hold_experts(parts, len(parts), dtype=dtype, is_gated=is_gated)
+            call[name] = held
+    if call.get("shared") is not None:
+        gate_up, down = call["shared"]
+        call["shared"] = (
+            backend.hold([gate_up], dtype=dtype, is_gated=True),
+            backend.hold([down], dtype=dtype),
+        )
+    elif case.op == "mlp":
+        call["gate_up"] = backend.hold([call["gate_up"]], dtype=dtype, is_gated=True)
+        call["down"] = backend.hold([call["down"]], dtype=dtype)
+    return call
+
+
 _WRITTEN: Mapping[OpName, tuple[str, ...]] = {
     "rms_norm": ("residual",),
+    "linear": ("residual",),
     "mla_write": ("cache",),
     "mask_logits": ("logits",),
 }
@@ -131,9 +164,23 @@ def _rope(draw: Draw, case: Case) -> Inputs:
 
 def _linear(draw: Draw, case: Case) -> Inputs:
     sizes = case.sizes
-    return {
+    call: Inputs = {
         "x": draw.activations(sizes["T"], sizes["K"]),
         "weight": draw.weight(sizes["N"], sizes["K"]),
+    }
+    if case.has("norm"):
+        call["norm"] = draw.norm(sizes["K"])
+    if case.has("residual"):
+        call["residual"] = draw.normal(sizes["T"], sizes["K"]).to(draw.dtype)
+    return call
+
+
+def _mlp(draw: Draw, case: Case) -> Inputs:
+    sizes = case.sizes
+    return {
+        "x": draw.activations(sizes["T"], sizes["D"]),
+        "gate_up": draw.weight(2 * sizes["I"], sizes["D"]),
+        "down": draw.weight(sizes["D"], sizes["I"]),
     }
 
 
@@ -187,6 +234,8 @@ def _mla_write(draw: Draw, case: Case) -> Inputs:
         "slots": batch.slots,
         "latent": draw.activations(tokens, mla.kv_lora_rank),
         "key_rope": draw.activations(tokens, mla.rope_dim),
+        "norm": draw.norm(mla.kv_lora_rank),
+        "angles": draw.angles(tokens, mla.rope_dim),
     }
 
 
@@ -203,10 +252,10 @@ def _mla_attend(draw: Draw, case: Case) -> Inputs:
     tokens = len(batch.positions)
     rows = mla.nope_dim + mla.v_dim
     return {
-        "q_nope": draw.activations(tokens, heads, mla.nope_dim),
-        "q_rope": draw.activations(tokens, heads, mla.rope_dim),
+        "query": draw.activations(tokens, heads, mla.qk_dim),
+        "angles": draw.angles(tokens, mla.rope_dim),
         "cache": cache,
-        "kv_b": draw.plain_weight(heads, rows, mla.kv_lora_rank),
+        "kv_b": draw.plain_weight(heads * rows, mla.kv_lora_rank),
         "batch": batch,
         "mla": mla,
         "scale": mla.qk_dim**-0.5,
@@ -243,13 +292,17 @@ def _experts(draw: Draw, case: Case) -> Inputs:
     moe, sizes = case.moe, case.sizes
     assert moe is not None
     scores = draw.uniform(sizes["T"], moe.num_experts)
-    return {
+    call: Inputs = {
         "x": draw.activations(sizes["T"], sizes["D"]),
         "expert_ids": scores.argsort(dim=1)[:, : moe.experts_per_token].contiguous(),
         "expert_weights": draw.uniform(sizes["T"], moe.experts_per_token).float(),
         "gate_up": draw.weight(moe.num_experts, 2 * sizes["I"], sizes["D"]),
         "down": draw.weight(moe.num_experts, sizes["D"], sizes["I"]),
     }
+    if "shared" in sizes:
+        inner = sizes["shared"]
+        call["shared"] = draw.weight(2 * inner, sizes["D"]), draw.weight(sizes["D"], inner)
+    return call
 
 
 def _logits(draw: Draw, case: Case) -> torch.Tensor:
@@ -324,6 +377,7 @@ _MAKERS: Mapping[OpName, Callable[[Draw, Case], Inputs]] = {
     "rms_norm": _rms_norm,
     "rope": _rope,
     "linear": _linear,
+    "mlp": _mlp,
     "quantize_rows": _quantize_rows,
     "silu_mul": _silu_mul,
     "mla_write": _mla_write,

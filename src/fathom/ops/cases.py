@@ -17,6 +17,7 @@ OpName = Literal[
     "rms_norm",
     "rope",
     "linear",
+    "mlp",
     "quantize_rows",
     "silu_mul",
     "mla_write",
@@ -166,7 +167,16 @@ def _linear_cases() -> Iterator[Case]:
             "edge_blocks": (5, 200, 300),
             "v3_kv_a": (3, 576, 7168),
         }.items():
-            yield Case("linear", name, {"T": rows, "N": width, "K": inputs}, dtype, weights)
+            sizes = {"T": rows, "N": width, "K": inputs}
+            yield Case("linear", name, sizes, dtype, weights)
+            for option in ({"norm": True}, {"norm": True, "residual": True}):
+                full = f"{name}_{'_'.join(option)}"
+                yield Case("linear", full, sizes, dtype, weights, options=option)
+        for name, (rows, width, inner) in {
+            "one": (1, 64, 32),
+            "edge_blocks": (7, 200, 128),
+        }.items():
+            yield Case("mlp", name, {"T": rows, "D": width, "I": inner}, dtype, weights)
     yield Case("linear", "odd", {"T": 4, "N": 9, "K": 7}, is_poisoned=True)
 
 
@@ -183,10 +193,15 @@ def _attention_cases() -> Iterator[Case]:
     for page_size in (1, 16, 64):
         for name, (queries, contexts) in steps.items():
             shape = AttentionShape(TINY_MLA, queries, contexts, page_size)
-            yield Case("mla_attend", f"{name}_page{page_size}", {"H": 3}, attention=shape)
+            for dtype in _dtypes():
+                full = f"{name}_page{page_size}"
+                yield Case("mla_attend", full, {"H": 3}, dtype, dtype, attention=shape)
         shape = AttentionShape(TINY_MLA, *mixed, page_size)
-        yield Case("mla_write", f"page{page_size}", {}, attention=shape)
+        for dtype in _dtypes():
+            yield Case("mla_write", f"page{page_size}", {}, dtype, dtype, attention=shape)
     for dtype in _dtypes():
+        shape = AttentionShape(TINY_MLA, (1, 3, 40), (1500, 700, 1100), 16)
+        yield Case("mla_attend", "long", {"H": 3}, dtype, dtype, attention=shape)
         shape = AttentionShape(V3_MLA, (1, 2, 20), (70, 130, 84), 64)
         yield Case("mla_attend", "v3", {"H": 2}, dtype, dtype, attention=shape)
 
@@ -207,6 +222,8 @@ def _moe_cases() -> Iterator[Case]:
         }.items():
             sizes = {"T": tokens, "D": width, "I": inner}
             yield Case("experts", name, sizes, dtype, weights, moe=moe)
+            shared = {**sizes, "shared": inner}
+            yield Case("experts", f"{name}_shared", shared, dtype, weights, moe=moe)
     yield Case("experts", "one_token", {"T": 1, "D": 40, "I": 24}, moe=TINY_MOE)
     yield Case("experts", "tiny", {"T": 5, "D": 40, "I": 24}, moe=TINY_MOE, is_poisoned=True)
 

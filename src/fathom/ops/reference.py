@@ -7,14 +7,17 @@ size of the step that computes it; everything else here treats each row by itsel
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 
-from fathom.ops import reference_attention, reference_moe, reference_sampling
-from fathom.ops.api import Weight
+from fathom.ops import reference_attention, reference_held, reference_moe, reference_sampling
+from fathom.ops.api import Angles, Held, Norm, Weight
 from fathom.ops.batch import PagedBatch
 from fathom.ops.quant.fp8_block import FP8_ROWS, quantize_fp8
 from fathom.ops.quant.qtensor import QTensor
 from fathom.ops.sampling import LogitEdits, Logprobs, SamplingRows
+from fathom.spec.formats import Format
 from fathom.spec.model import Mla, Moe
 
 STRIP_VALUES = 2**24  # values of a quantised matrix that are multiplied out at a time
@@ -27,6 +30,37 @@ class ReferenceBackend:
 
     def __init__(self, attention: reference_attention.Path = "auto") -> None:
         self._attention = attention
+
+    def hold(
+        self,
+        parts: Sequence[Weight],
+        *,
+        dtype: torch.dtype,
+        format: Format | None = None,
+        is_gated: bool = False,
+    ) -> Held:
+        """See `Backend.hold`."""
+        return reference_held.joined(parts, dtype, format)
+
+    def hold_experts(
+        self,
+        experts: Iterable[Sequence[Weight]],
+        count: int,
+        *,
+        dtype: torch.dtype,
+        format: Format | None = None,
+        is_gated: bool = False,
+    ) -> Held:
+        """See `Backend.hold_experts`."""
+        return reference_held.stacked(experts, count, dtype, format)
+
+    def hold_kv_b(
+        self, kv_b: Weight, mla: Mla, *, dtype: torch.dtype, format: Format | None = None
+    ) -> Held:
+        """See `Backend.hold_kv_b`."""
+        held = reference_held.joined([kv_b], dtype, format)
+        plain = held if isinstance(held, torch.Tensor) else held.dequantize(dtype)
+        return plain.view(-1, mla.nope_dim + mla.v_dim, mla.kv_lora_rank)
 
     def embed(
         self, token_ids: torch.Tensor, weight: torch.Tensor, *, first_id: int = 0
@@ -67,8 +101,24 @@ class ReferenceBackend:
         out = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
         return out.to(x.dtype)
 
-    def linear(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
-        """See `Backend.linear`. Quantised weights are multiplied out by strips of whole blocks."""
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: Held,
+        *,
+        norm: Norm | None = None,
+        residual: torch.Tensor | None = None,
+        is_wide: bool = False,
+    ) -> torch.Tensor:
+        """See `Backend.linear`."""
+        assert isinstance(weight, torch.Tensor | QTensor)
+        if norm is not None:
+            x = self.rms_norm(x, norm.weight, eps=norm.eps, residual=residual)
+        out = self._product(x, weight)
+        return out.float() if is_wide else out
+
+    def _product(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        """Quantised weights are multiplied out by strips of whole blocks."""
         if isinstance(weight, torch.Tensor):
             return torch.nn.functional.linear(x, weight)
         block_rows = weight.block[0]
@@ -90,16 +140,28 @@ class ReferenceBackend:
         gate, up = x.chunk(2, dim=-1)
         return torch.nn.functional.silu(gate) * up
 
+    def mlp(self, x: torch.Tensor, gate_up: Held, down: Held) -> torch.Tensor:
+        """See `Backend.mlp`."""
+        return self.linear(self.silu_mul(self.linear(x, gate_up)), down)
+
     def mla_write(
         self,
         cache: torch.Tensor,
         slots: torch.Tensor,
         latent: torch.Tensor,
         key_rope: torch.Tensor,
+        *,
+        norm: Norm,
+        angles: Angles,
     ) -> None:
         """See `Backend.mla_write`."""
+        latent = self.rms_norm(latent, norm.weight, eps=norm.eps)
+        key_rope = self._turn(key_rope, angles)
         cells = cache.view(-1, cache.shape[-1])
         cells[slots] = torch.cat((latent, key_rope), dim=-1).to(cache.dtype)
+
+    def _turn(self, x: torch.Tensor, angles: Angles) -> torch.Tensor:
+        return self.rope(x, angles.cos, angles.sin, interleaved=angles.is_interleaved)
 
     def mla_plan(self, batch: PagedBatch, mla: Mla) -> object:
         """See `Backend.mla_plan`."""
@@ -107,16 +169,19 @@ class ReferenceBackend:
 
     def mla_attend(
         self,
-        q_nope: torch.Tensor,
-        q_rope: torch.Tensor,
+        query: torch.Tensor,
         cache: torch.Tensor,
-        kv_b: torch.Tensor,
+        kv_b: Held,
         plan: object,
         *,
         scale: float,
+        angles: Angles,
     ) -> torch.Tensor:
         """See `Backend.mla_attend`."""
         assert isinstance(plan, reference_attention.AttentionPlan)
+        assert isinstance(kv_b, torch.Tensor)
+        nope_dim = query.shape[2] - 2 * angles.cos.shape[1]
+        q_nope, q_rope = query[..., :nope_dim], self._turn(query[..., nope_dim:], angles)
         return reference_attention.attend(q_nope, q_rope, cache, kv_b, plan, scale=scale)
 
     def route(
@@ -130,19 +195,16 @@ class ReferenceBackend:
         x: torch.Tensor,
         expert_ids: torch.Tensor,
         expert_weights: torch.Tensor,
-        gate_up: Weight,
-        down: Weight,
+        gate_up: Held,
+        down: Held,
+        *,
+        shared: tuple[Held, Held] | None = None,
     ) -> torch.Tensor:
         """See `Backend.experts`."""
-        return reference_moe.experts(
-            x,
-            expert_ids,
-            expert_weights,
-            gate_up,
-            down,
-            linear=self.linear,
-            silu_mul=self.silu_mul,
-        )
+        assert isinstance(gate_up, torch.Tensor | QTensor)
+        assert isinstance(down, torch.Tensor | QTensor)
+        routed = reference_moe.experts(x, expert_ids, expert_weights, gate_up, down, mlp=self.mlp)
+        return routed if shared is None else routed + self.mlp(x, *shared)
 
     def mask_logits(self, logits: torch.Tensor, edits: LogitEdits) -> None:
         """See `Backend.mask_logits`."""

@@ -54,8 +54,7 @@ def experts(
     gate_up: Weight,
     down: Weight,
     *,
-    linear: Callable[[torch.Tensor, Weight], torch.Tensor],
-    silu_mul: Callable[[torch.Tensor], torch.Tensor],
+    mlp: Callable[[torch.Tensor, Weight, Weight], torch.Tensor],
 ) -> torch.Tensor:
     """See `Backend.experts`. One pass for each expert that any token chose.
 
@@ -72,7 +71,7 @@ def experts(
     for expert, count in enumerate(counts):
         if count:
             part = slice(start, start + count)
-            outputs[part] = linear(silu_mul(linear(rows[part], gate_up[expert])), down[expert])
+            outputs[part] = mlp(rows[part], gate_up[expert], down[expert])
             start += count
     by_slot = torch.empty_like(outputs)
     by_slot[order] = outputs

@@ -66,14 +66,19 @@ def _reference_supports(need: Need) -> Support:
 
 CANDIDATES: tuple[Candidate, ...] = (Candidate("reference", _reference_supports, ReferenceBackend),)
 
-# Ops that share a backend: they agree on a layout of the cache, or hand each other a plan.
-_BOUND: Mapping[OpName, tuple[str, ...]] = {"mla_attend": ("mla_attend", "mla_plan", "mla_write")}
-_WITH_WEIGHTS: tuple[OpName, ...] = ("linear", "experts")
+# Ops that share a backend: they agree on a layout of weights or of the cache, or hand each other a
+# plan.
+_BOUND: Mapping[OpName, tuple[str, ...]] = {
+    "linear": ("linear", "mlp", "experts", "hold", "hold_experts"),
+    "mla_attend": ("mla_attend", "mla_plan", "mla_write", "hold_kv_b"),
+}
+_WITH_WEIGHTS: tuple[OpName, ...] = ("linear", "mlp", "experts")
 _PLAIN: tuple[OpName, ...] = (
     "embed",
     "rms_norm",
     "rope",
     "linear",
+    "mlp",
     "quantize_rows",
     "silu_mul",
     "mla_attend",

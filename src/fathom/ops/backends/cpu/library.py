@@ -11,8 +11,11 @@ from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from fathom.errors import ConfigError, EngineError
 
+_MADV_HUGEPAGE = 14
 PATH = Path(__file__).with_name("libfathom.so")
 
 FORMATS = {"bfloat16": 0, "fp8_block": 1, "int8": 2, "int4": 3}
@@ -38,6 +41,32 @@ class Matrix(ctypes.Structure):
         ("k", c_int64),
         ("data", c_void_p),
         ("num_bytes", c_int64),
+    )
+
+
+class Cache(ctypes.Structure):
+    """`struct Cache` of csrc/attend.h."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("pages", c_int64),
+        ("page_size", c_int64),
+        ("format", c_int32),
+        ("rank", c_int32),
+        ("rope", c_int32),
+    )
+
+
+class Batch(ctypes.Structure):
+    """`struct Batch` of csrc/attend.h."""
+
+    _fields_ = (
+        ("sequences", c_int64),
+        ("tokens", c_int64),
+        ("query_starts", c_void_p),
+        ("context_lens", c_void_p),
+        ("page_table", c_void_p),
+        ("table_width", c_int64),
     )
 
 
@@ -72,6 +101,15 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     ),
     "fathom_rms_norm": (c_char_p, (_P, _I, _I, _I, _P, c_float, _P, _I, _P, _I)),
     "fathom_experts": (c_char_p, (_P, _P, _P, _P, _I, _P, _P, _P, _I, _I, _I, _P, _I)),
+    "fathom_cell_bytes": (_I, (c_int32, c_int32, c_int32)),
+    "fathom_mla_write": (
+        c_char_p,
+        (POINTER(Cache), _P, _I, _P, _P, _I, _P, c_float, _P, _P, c_int),
+    ),
+    "fathom_mla_attend": (
+        c_char_p,
+        (_P, _I, _P, _P, POINTER(Cache), POINTER(Batch), _P, _P, c_int, c_float, _P),
+    ),
 }
 
 
@@ -97,6 +135,26 @@ def load() -> ctypes.CDLL:
             "the CPU kernels", found=str(error), fix="run pip install again to rebuild them"
         ) from error
     return library
+
+
+def cache_of(cache: torch.Tensor, rank: int, rope: int) -> Cache:
+    """One layer's cache for the kernels. Raises: EngineError for one that is not `mla_write`'s."""
+    is_wide = cache.dtype == torch.bfloat16
+    pages, page_size, width = cache.shape
+    wanted = rank + rope if is_wide else load().fathom_cell_bytes(1, rank, rope)
+    if cache.dtype not in (torch.bfloat16, torch.uint8) or width != wanted:
+        raise EngineError(
+            "cache", found=f"{cache.dtype} of {width} a token", wanted=f"{wanted} a token"
+        )
+    if not cache.is_contiguous():
+        raise EngineError("cache", found=f"strides {cache.stride()}", wanted="one piece")
+    return Cache(cache.data_ptr(), pages, page_size, 0 if is_wide else 1, rank, rope)
+
+
+def advise_huge_pages(address: int, size: int) -> None:
+    """Ask the system for large pages: fewer look-ups of addresses when weights stream by."""
+    libc = ctypes.CDLL(None)
+    libc.madvise(c_void_p(address), ctypes.c_size_t(size), c_int(_MADV_HUGEPAGE))
 
 
 def isa() -> str:
