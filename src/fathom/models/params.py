@@ -74,11 +74,9 @@ class ParamSource:
             for index, group in enumerate(names[1:], 1):
                 stack[index] = self._plain(self.merged(group, shapes))
             return stack
-        data = first.data.new_empty(len(names), *first.data.shape)
-        scale = first.scale.new_empty(len(names), *first.scale.shape)
-        data[0], scale[0] = first.data, first.scale
-        for index, group in enumerate(names[1:], 1):
-            part = self.merged(group, shapes)
+        stacks = [one.new_empty(len(names), *one.shape) for one in first.tensors]
+        for index, group in enumerate(names):
+            part = first if index == 0 else self.merged(group, shapes)
             if not isinstance(part, QTensor) or (part.format, part.offset) != (
                 first.format,
                 first.offset,
@@ -88,8 +86,9 @@ class ParamSource:
                     found=part.format.name if isinstance(part, QTensor) else str(part.dtype),
                     wanted=f"{first.format.name}, like {names[0][0]}",
                 )
-            data[index], scale[index] = part.data, part.scale
-        return QTensor(data, scale, first.format, first.offset)
+            for stack, one in zip(stacks, part.tensors, strict=True):
+                stack[index] = one
+        return first.with_tensors(stacks)
 
     def _plain(self, weight: Weight) -> torch.Tensor:
         return weight.dequantize(self.dtype) if isinstance(weight, QTensor) else weight
@@ -100,12 +99,8 @@ def _merge_rows(parts: Sequence[Weight], dtype: torch.dtype) -> Weight:
         return parts[0]
     quantised = [part for part in parts if isinstance(part, QTensor)]
     if len(quantised) == len(parts) and _shares_blocks(quantised):
-        return QTensor(
-            torch.cat([part.data for part in quantised]),
-            torch.cat([part.scale for part in quantised]),
-            quantised[0].format,
-            quantised[0].offset,
-        )
+        joined = zip(*(part.tensors for part in quantised), strict=True)
+        return quantised[0].with_tensors([torch.cat(tensors) for tensors in joined])
     return torch.cat(
         [part.dequantize(dtype) if isinstance(part, QTensor) else part for part in parts]
     )
