@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
 import torch
 
@@ -10,7 +10,7 @@ from fathom.errors import CheckpointError
 from fathom.ops.api import Weight
 from fathom.ops.quant.qtensor import QTensor
 
-Params = dict[str, Weight]
+Params = MutableMapping[str, Weight]
 
 
 class ParamSource:
