@@ -51,6 +51,7 @@ class Checkpoint:
 
     def __init__(self, index: CheckpointIndex) -> None:
         self.path: Path = index.path
+        self.config: Mapping[str, object] = index.config
         self.spec: ModelSpec = index.spec
         self.table: tuple[ParamSpec, ...] = index.table
         self._tensors: Mapping[str, StoredTensor] = index.tensors

@@ -19,6 +19,7 @@ from fathom.spec.params import ParamSpec
 from fathom.spec.stored import StoredPart
 from fathom.weights.index import INDEX_NAME, SINGLE_NAME
 from fathom.weights.packed import pack_awq
+from fathom.weights.place import format_of
 
 MAX_SHARD_BYTES = 4 * 2**30
 
@@ -149,12 +150,13 @@ def _stored(row: ParamSpec, value: torch.Tensor | QTensor) -> tuple[torch.Tensor
             found=f"{type(value).__name__} of shape {list(value.shape)}",
             wanted=f"{'QTensor' if is_blocked else 'Tensor'} of shape {list(row.shape)}",
         )
+    held = value.format if isinstance(value, QTensor) else format_of(value.dtype)
+    if held != row.format:
+        raise CheckpointError(
+            f"{row.name} cannot be written", found=str(held), wanted=str(row.format)
+        )
     if isinstance(value, torch.Tensor):
         return (value,)
-    if value.format != row.format:
-        raise CheckpointError(
-            f"{row.name} cannot be written", found=str(value.format), wanted=str(row.format)
-        )
     if row.packing is None:
         return value.tensors
     packed = pack_awq(value)
