@@ -115,6 +115,7 @@ extern "C" {
 const char* fathom_isa() { return isa() == nullptr ? "" : isa()->name; }
 int fathom_choose_isa(const char* name) { return choose_isa(name); }
 int fathom_start_threads(int threads, const int* cpus) { return start_pool(threads, cpus); }
+void fathom_pin_caller() { pin_caller(); }
 int fathom_num_threads() { return pool_size(); }
 int64_t fathom_busy_ns() { return busy_nanoseconds(); }
 int64_t fathom_matrix_bytes(const Matrix* m) { return m->experts * m->expert_bytes(); }

@@ -33,6 +33,7 @@ struct Pool {
   alignas(64) std::atomic<int> sleepers{0};
   std::atomic<int64_t> busy_ns{0};
   std::atomic<bool> is_stopping{false};
+  int caller_cpu = -1;
   int64_t items = 0;
   void (*body)(void*, int64_t, int) = nullptr;
   void* context = nullptr;
@@ -82,13 +83,16 @@ uint32_t next_round(Pool& p, uint32_t seen) {
   return p.round.load(std::memory_order_acquire);
 }
 
+void pin_to(int cpu) {
+  if (cpu < 0) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+}
+
 void work(int thread, int cpu, uint32_t seen) {
-  if (cpu >= 0) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(cpu, &set);
-    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
-  }
+  pin_to(cpu);
   Pool& p = pool();
   for (;;) {
     seen = next_round(p, seen);
@@ -135,6 +139,7 @@ bool start_pool(int threads, const int* cpus) {
   Pool& p = pool();
   if (threads < 1 || threads > kMaxThreads) return false;
   stop_workers(p);
+  p.caller_cpu = cpus[0];
   try {
     for (int i = 1; i < threads; ++i) p.workers.emplace_back(work, i, cpus[i], p.round.load());
   } catch (const std::system_error&) {
@@ -143,6 +148,8 @@ bool start_pool(int threads, const int* cpus) {
   }
   return true;
 }
+
+void pin_caller() { pin_to(pool().caller_cpu); }
 
 int pool_size() { return int(pool().workers.size()) + 1; }
 

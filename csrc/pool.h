@@ -22,10 +22,11 @@ void parallel(int64_t items, Body&& body) {
       &body);
 }
 
-// Starts the pool, or changes its size; the calling thread counts as one of `threads`. Workers are
-// pinned to cpus[1 ..]; the caller is pinned by whoever owns it. Gives false where a thread could
-// not be started.
+// Starts the pool, or changes its size; the thread that calls the ops counts as one of `threads`.
+// Workers are pinned to cpus[1 ..], and pin_caller puts the thread that calls it on cpus[0]. Gives
+// false where a thread could not be started.
 bool start_pool(int threads, const int* cpus);
+void pin_caller();
 int pool_size();
 
 // Nanoseconds that the threads of the pool spent in bodies, all together, since the start.

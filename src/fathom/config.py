@@ -50,6 +50,22 @@ class EngineConfig:
             "Number format of the computation.", "--dtype", wanted="auto, float32 or bfloat16"
         ),
     )
+    quantization: str | None = field(
+        default=None,
+        metadata=setting(
+            "Format in which matrices are held, whatever the checkpoint stores; not given: as they "
+            "are stored.",
+            "--quantization",
+            "-q",
+            wanted="int8, int4 or fp8",
+        ),
+    )
+    ops_backend: str = field(
+        default="auto",
+        metadata=setting(
+            "What computes the ops.", "--ops-backend", wanted="auto, reference or cpu"
+        ),
+    )
     kv_cache_dtype: str = field(
         default="auto",
         metadata=setting(

@@ -3,6 +3,7 @@ published sizes of DeepSeek-V3."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,11 @@ TINY: dict[str, Any] = {
 }
 
 
-def _num_bytes(values: dict[str, torch.Tensor | QTensor]) -> int:
+def _num_bytes(values: Mapping[str, torch.Tensor | QTensor]) -> int:
     """Bytes of the distinct tensors."""
     tensors: dict[int, torch.Tensor] = {}
     for value in values.values():
-        for one in (value.data, value.scale) if isinstance(value, QTensor) else (value,):
+        for one in value.tensors if isinstance(value, QTensor) else (value,):
             tensors[one.data_ptr()] = one
     return sum(one.untyped_storage().nbytes() for one in tensors.values())
 

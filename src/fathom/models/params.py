@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 
 import torch
 
 from fathom.errors import CheckpointError
 from fathom.ops.api import Backend, Held, Weight
 from fathom.ops.quant.qtensor import QTensor
+from fathom.spec.formats import BFLOAT16, INT8_CHANNEL, Format
 from fathom.spec.model import Mla
 
-Params = dict[str, Weight]
+# By checkpoint name. `weights.lazy.LazyParameters` also lends what it reads, and says in which
+# format each is to be held.
+Params = MutableMapping[str, Weight]
 
 
 class ParamSource:
@@ -28,10 +31,12 @@ class ParamSource:
     def __contains__(self, name: str) -> bool:
         return name in self._params
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> Weight:
-        found = self._params.pop(name, None)
-        if found is None:
+    def _take(self, name: str, shape: tuple[int, ...], *, is_lent: bool = False) -> Weight:
+        """A parameter, removed; `is_lent`: it may be a view of a file, as stored."""
+        if name not in self._params:
             raise CheckpointError(f"parameter {name}", found="nothing", wanted=f"shape {shape}")
+        lend = getattr(self._params, "borrow", None) if is_lent else None
+        found: Weight = self._params.pop(name) if lend is None else lend(name)
         if tuple(found.shape) != shape:
             raise CheckpointError(
                 f"parameter {name}",
@@ -39,6 +44,19 @@ class ParamSource:
                 wanted=f"shape {shape} on this rank",
             )
         return found
+
+    def _format(self, names: Sequence[str]) -> Format | None:
+        """The format in which matrices that are to be joined are held; None for the compute dtype
+        or, where they are stored quantised, their own."""
+        held_format = getattr(self._params, "held_format", None)
+        if held_format is None:
+            return None
+        formats = {held_format(name) for name in names}
+        if len(formats) > 1:
+            is_quantised = all(format.block is not None for format in formats)
+            formats = {INT8_CHANNEL} if is_quantised else {BFLOAT16}
+        (format,) = formats
+        return format if format.block is not None else None
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """A parameter as a plain tensor in the compute dtype.
@@ -58,8 +76,13 @@ class ParamSource:
     ) -> Held:
         """Several matrices of equal width, each under the one before, for `linear` or `mlp`.
         Raises: as `tensor`."""
-        parts = [self._take(name, shape) for name, shape in zip(names, shapes, strict=True)]
-        return self._ops.hold(parts, dtype=self.dtype, is_gated=is_gated)
+        format = self._format(names)
+        parts = self._lent(names, shapes)
+        return self._ops.hold(parts, dtype=self.dtype, format=format, is_gated=is_gated)
+
+    def _lent(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Sequence[Weight]:
+        pairs = zip(names, shapes, strict=True)
+        return [self._take(name, shape, is_lent=True) for name, shape in pairs]
 
     def experts(
         self,
@@ -69,14 +92,19 @@ class ParamSource:
         is_gated: bool = False,
     ) -> Held:
         """One matrix an expert, of the expert's `names` as in `matrix`. Raises: as `tensor`."""
+        format = self._format(names[0])
 
         def parts() -> Iterator[Sequence[Weight]]:
             for group in names:
-                yield [self._take(name, shape) for name, shape in zip(group, shapes, strict=True)]
+                yield self._lent(group, shapes)
 
-        return self._ops.hold_experts(parts(), len(names), dtype=self.dtype, is_gated=is_gated)
+        return self._ops.hold_experts(
+            parts(), len(names), dtype=self.dtype, format=format, is_gated=is_gated
+        )
 
     def kv_b(self, name: str, num_heads: int, mla: Mla) -> Held:
         """The up-projections of this rank's keys and values. Raises: as `tensor`."""
         shape = (num_heads * (mla.nope_dim + mla.v_dim), mla.kv_lora_rank)
-        return self._ops.hold_kv_b(self._take(name, shape), mla, dtype=self.dtype)
+        format = self._format((name,))
+        value = self._take(name, shape, is_lent=True)
+        return self._ops.hold_kv_b(value, mla, dtype=self.dtype, format=format)

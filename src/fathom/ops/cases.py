@@ -30,7 +30,7 @@ OpName = Literal[
     "verify",
 ]
 DtypeName = Literal["float32", "bfloat16"]
-WeightName = Literal["float32", "bfloat16", "fp8_block"]
+WeightName = Literal["float32", "bfloat16", "fp8_block", "int8", "int4"]
 
 # Largest difference over largest value, by (activations, weights). With bfloat16 and FP8 weights a
 # backend may round activations to FP8 rows, as DeepSeek-V3 was trained (report, section 3.3).

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 
-from fathom.errors import CheckpointError, ConfigError
+from fathom.errors import CheckpointError
+from fathom.ops.quant.fp8_block import quantize_fp8
+from fathom.ops.quant.int4_group import quantize_int4
+from fathom.ops.quant.int8_channel import quantize_int8
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.formats import Format
 
@@ -18,22 +22,14 @@ def joined(parts: Sequence[Weight], dtype: torch.dtype, format: Format | None = 
 
     Quantised ones stay so where no block would hold rows of two of them.
 
-    Raises: ConfigError where they are to be quantised, which this backend does not do.
+    Plain ones are quantised to `format` where one is given.
     """
     if format is not None:
-        raise ConfigError(
-            "--quantization",
-            found=f"{format.name} on the reference backend, which does not quantise",
-            wanted="a checkpoint in that format, or the cpu backend",
-        )
+        parts = [_quantised(part, format) for part in parts]
     quantised = [part for part in parts if isinstance(part, QTensor)]
     if len(quantised) == len(parts) and _shares_blocks(quantised):
-        return QTensor(
-            torch.cat([part.data for part in quantised]),
-            torch.cat([part.scale for part in quantised]),
-            quantised[0].format,
-            quantised[0].offset,
-        )
+        joined = zip(*(part.tensors for part in quantised), strict=True)
+        return quantised[0].with_tensors([torch.cat(tensors) for tensors in joined])
     return torch.cat([_plain(part, dtype) for part in parts])
 
 
@@ -55,11 +51,8 @@ def stacked(
         for index, parts in enumerate(matrices, 1):
             stack[index] = _plain(joined(parts, dtype, format), dtype)
         return stack
-    data = first.data.new_empty(count, *first.data.shape)
-    scale = first.scale.new_empty(count, *first.scale.shape)
-    data[0], scale[0] = first.data, first.scale
-    for index, parts in enumerate(matrices, 1):
-        part = joined(parts, dtype, format)
+    stacks = [one.new_empty(count, *one.shape) for one in first.tensors]
+    for index, part in enumerate(chain([first], (joined(p, dtype, format) for p in matrices))):
         if not isinstance(part, QTensor) or (part.format, part.offset) != (
             first.format,
             first.offset,
@@ -69,8 +62,20 @@ def stacked(
                 found=part.format.name if isinstance(part, QTensor) else str(part.dtype),
                 wanted=f"{first.format.name}, like expert 0",
             )
-        data[index], scale[index] = part.data, part.scale
-    return QTensor(data, scale, first.format, first.offset)
+        for stack, one in zip(stacks, part.tensors, strict=True):
+            stack[index] = one
+    return first.with_tensors(stacks)
+
+
+def _quantised(part: Weight, format: Format) -> Weight:
+    if isinstance(part, QTensor):
+        return part
+    if format.name == "int8":
+        return quantize_int8(part)
+    if format.name == "int4":
+        assert format.block is not None
+        return quantize_int4(part, format.block[1])
+    return quantize_fp8(part, format)
 
 
 def _plain(weight: Weight, dtype: torch.dtype) -> torch.Tensor:

@@ -11,6 +11,8 @@ from typing import cast
 
 from fathom.errors import ConfigError
 from fathom.ops.api import Backend
+from fathom.ops.backends.cpu import library
+from fathom.ops.backends.cpu.backend import CpuBackend
 from fathom.ops.cases import DtypeName, OpName, WeightName
 from fathom.ops.reference import ReferenceBackend
 from fathom.spec.model import ModelSpec
@@ -64,7 +66,24 @@ def _reference_supports(need: Need) -> Support:
     return Support(1, f"plain torch runs everywhere, {need.device} too")
 
 
-CANDIDATES: tuple[Candidate, ...] = (Candidate("reference", _reference_supports, ReferenceBackend),)
+def _cpu_supports(need: Need) -> Support:
+    if need.device != "cpu":
+        return Support(0, f"its kernels run on CPUs, not on {need.device}")
+    if need.dtype != "bfloat16":
+        return Support(0, f"its activations are bfloat16, not {need.dtype}")
+    try:
+        isa = library.isa()
+    except ConfigError as error:
+        return Support(0, f"{error.what}: {error.found}")
+    if not isa:
+        return Support(0, "this processor has none of its instruction sets")
+    return Support(10, f"kernels for {isa}")
+
+
+CANDIDATES: tuple[Candidate, ...] = (
+    Candidate("cpu", _cpu_supports, CpuBackend),
+    Candidate("reference", _reference_supports, ReferenceBackend),
+)
 
 # Ops that share a backend: they agree on a layout of weights or of the cache, or hand each other a
 # plan.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import PurePath
-from typing import TypeVar
+from typing import TypeVar, cast, get_args
 
 from fathom.config import EngineConfig
 from fathom.errors import ConfigError
 from fathom.spec.deepseek_params import check_tensor_parallel
 from fathom.spec.formats import BFLOAT16, FLOAT32, Format
 from fathom.spec.hardware import Machine
+from fathom.spec.held import Quantization
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Layout
 from fathom.spec.plan import Decision
@@ -89,6 +90,49 @@ def choose_layout(notes: Notes, model: ModelSpec, machine: Machine, device: str)
     return notes.say("layout", layout, "as asked", "asked", shown=f"tp={tp}")
 
 
+def choose_backend(notes: Notes, machine: Machine, device: str) -> str:
+    """What computes the ops: `cpu` or `reference`. Raises: ConfigError where it cannot."""
+    asked, name = notes.config.ops_backend, "--ops-backend (ops_backend)"
+    wants_wide = asked_dtype(notes.config.dtype, "--dtype (dtype)") == FLOAT32
+    missing = ""
+    if device != "cpu":
+        missing = f"the device is {device}"
+    elif not machine.cpu_isa:
+        missing = machine.cpu_isa_note
+    elif wants_wide:
+        missing = "the kernels compute in bfloat16, and float32 was asked for"
+    if asked not in ("auto", "cpu", "reference"):
+        near = get_close_matches(asked, ("auto", "cpu", "reference"), 1)
+        wanted = "auto, cpu or reference" + (f" (nearest: {near[0]})" if near else "")
+        raise ConfigError(name, found=repr(asked), wanted=wanted)
+    if asked == "cpu" and missing:
+        raise ConfigError(name, found=f"cpu, but {missing}", fix="leave it out, or mend that")
+    if asked != "auto":
+        return notes.say("ops_backend", asked, "as asked", "asked")
+    if missing:
+        return notes.say("ops_backend", "reference", missing, "machine")
+    return notes.say("ops_backend", "cpu", f"kernels for {machine.cpu_isa}", "machine")
+
+
+def choose_quantization(notes: Notes) -> Quantization | None:
+    """Format of the matrices in memory. Raises: ConfigError for another name."""
+    asked = notes.config.quantization
+    if asked is None:
+        return notes.say("quantization", None, "weights stay as they are stored", "default")
+    for known in get_args(Quantization):
+        if asked == known:
+            return notes.say("quantization", cast(Quantization, known), "as asked", "asked")
+    names = get_args(Quantization)
+    near = get_close_matches(asked, names, 1)
+    raise ConfigError(
+        "--quantization (quantization)",
+        found=repr(asked),
+        wanted=", ".join(names) + (f" (nearest: {near[0]})" if near else ""),
+        fix="leave it out for checkpoints that are quantised: AWQ, GPTQ, FP8 and int8 are read "
+        "from their config.json",
+    )
+
+
 def choose_drafts(notes: Notes, model: ModelSpec) -> int:
     """Tokens drafted a step. Raises: ConfigError for a model that cannot draft."""
     asked = notes.config.num_speculative_tokens
@@ -159,9 +203,13 @@ def choose_batch(notes: Notes, device: str, num_drafts: int) -> tuple[int, int]:
     return sequences, notes.asked("max_batch_tokens", tokens, usual, f"usual on {device}")
 
 
-def choose_threads(notes: Notes, machine: Machine) -> int:
-    """CPU threads of the kernels. One core stays free: threads that wait for each other at the end
-    of every op lose far more to a process that takes one of their cores than they gain by it."""
+def choose_threads(notes: Notes, machine: Machine, backend: str) -> int:
+    """CPU threads of the ops. Torch's leave a core free: they wait for each other at the end of
+    every op, and lose far more to a process that takes one of their cores than they gain by it.
+    The kernels' threads share work out in small pieces, and lose what is taken only."""
+    if backend == "cpu":
+        reason = "one for each core; their work is shared out in small pieces"
+        return notes.asked("threads", notes.config.threads, machine.num_cores, reason)
     reason = "one for each core but one, for the API process"
     return notes.asked("threads", notes.config.threads, max(1, machine.num_cores - 1), reason)
 

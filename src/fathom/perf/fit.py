@@ -115,6 +115,7 @@ class Fitter:
             working.layout,
             working.compute,
             dequantize=working.dequantize,
+            quantization=working.quantization,
             drafts=working.num_drafts > 0,
         )
 

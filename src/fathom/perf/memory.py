@@ -11,6 +11,7 @@ from math import ceil
 
 from fathom.spec.deepseek_params import parameter_table
 from fathom.spec.formats import Format
+from fathom.spec.held import Quantization
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Layout, Shard
 from fathom.spec.params import ParamSpec
@@ -49,7 +50,7 @@ def parameter_kinds(spec: ModelSpec) -> tuple[ParamKind, ...]:
     first: dict[tuple[object, ...], ParamSpec] = {}
     for param in parameter_table(spec):
         is_mtp = param.layer is not None and param.layer >= spec.num_layers
-        key = (is_mtp, param.role, param.shape)
+        key = (is_mtp, param.role, param.shape, param.format)
         counts[key] = counts.get(key, 0) + 1
         first.setdefault(key, param)
     return tuple(ParamKind(param, bool(key[0]), counts[key]) for key, param in first.items())
@@ -62,16 +63,19 @@ def weight_lines(
     *,
     dequantize: bool,
     drafts: bool,
+    quantization: Quantization | None = None,
 ) -> tuple[MemoryLine, ...]:
     """Bytes of the parameters that a rank holds, by part; every rank's are equal.
 
-    `drafts` says whether the MTP layers are loaded.
+    `drafts` says whether the MTP layers are loaded; `quantization` as in `load_parameters`.
     """
     sums: dict[str, int] = {}
     for kind in kinds:
         if kind.is_mtp and not drafts:
             continue
-        size = kind.param.local_bytes(Shard(layout), compute, dequantize=dequantize)
+        size = kind.param.local_bytes(
+            Shard(layout), compute, dequantize=dequantize, quantization=quantization
+        )
         part = "weights: MTP layers" if kind.is_mtp else _part(kind.param)
         sums[part] = sums.get(part, 0) + kind.count * size
     return tuple(MemoryLine(part, num_bytes) for part, num_bytes in sums.items())
@@ -96,6 +100,7 @@ class WorkingSet:
     max_sequences: int
     max_model_len: int
     num_drafts: int
+    quantization: Quantization | None = None
 
     def activation_bytes(self) -> int:
         """Largest sum of the tensors alive at one time in a step, KV gathers apart."""
@@ -148,7 +153,8 @@ class WorkingSet:
         return hidden + rows * self.spec.vocab_size * (self._item_bytes + 4 * 4 + 8)
 
     def _strip_bytes(self) -> int:
-        is_quantised = self.spec.weight_format.block is not None and not self.dequantize
+        is_stored = self.spec.weight_format.block is not None and not self.dequantize
+        is_quantised = is_stored or self.quantization is not None
         return _STRIP_VALUES * (4 + self._item_bytes) if is_quantised else 0
 
 

@@ -9,11 +9,13 @@ from fathom.errors import ConfigError
 from fathom.perf.decide import (
     Notes,
     asked_dtype,
+    choose_backend,
     choose_batch,
     choose_device,
     choose_drafts,
     choose_kv_dtype,
     choose_layout,
+    choose_quantization,
     choose_served_names,
     choose_threads,
 )
@@ -48,7 +50,8 @@ def resolve(
     else:
         notes.say("model_path", model_path, "as asked", "asked")
     device = choose_device(notes, machine)
-    fitter = _fitter(notes, model, machine, device)
+    backend = choose_backend(notes, machine, device)
+    fitter = _fitter(notes, model, machine, device, backend)
     working = fitter.working
     fit = fitter.fit(_demanded_length(config, model), model.max_position)
     _say_fit(notes, model, fitter, fit.max_model_len, fit.num_pages)
@@ -81,7 +84,7 @@ def resolve(
             config.enable_prefix_caching,
             "it costs nothing",
         ),
-        threads=choose_threads(notes, machine),
+        threads=choose_threads(notes, machine, backend),
         seed=notes.setting("seed", "seed", config.seed, "the same seeds at every start"),
         step_timeout_s=notes.setting(
             "step_timeout_s", "step_timeout_s", config.step_timeout_s, "far above any step"
@@ -89,23 +92,31 @@ def resolve(
         ledger=fitter.lines(fit),
         decisions=tuple(notes.decisions),
         dequantize=working.dequantize,
+        quantization=working.quantization,
+        ops_backend=backend,
     )
 
 
-def _fitter(notes: Notes, model: ModelSpec, machine: Machine, device: str) -> Fitter:
+def _fitter(notes: Notes, model: ModelSpec, machine: Machine, device: str, backend: str) -> Fitter:
     """Everything about memory but the pool and the context."""
     config = notes.config
     layout = choose_layout(notes, model, machine, device)
     budget = _budget(config, machine, device, layout.tp)
     num_drafts = choose_drafts(notes, model)
     kinds = parameter_kinds(model)
+    quantization = choose_quantization(notes)
 
     def is_roomy(compute: Format) -> bool:
         """Whether dequantised weights leave half of the memory for the rest."""
         lines = weight_lines(kinds, layout, compute, dequantize=True, drafts=num_drafts > 0)
         return total_bytes(lines) <= budget.limit_bytes // 2
 
-    compute, dequantize = _formats(notes, model, device, is_roomy)
+    if backend == "cpu":
+        reason = "the format of the kernels' activations"
+        compute = notes.say("compute_dtype", BFLOAT16, reason, "machine", shown="bfloat16")
+        dequantize = notes.say("dequantize", False, "kernels read weights as stored", "machine")
+    else:
+        compute, dequantize = _formats(notes, model, device, is_roomy)
     kv_dtype = choose_kv_dtype(notes, compute)
     max_sequences, max_batch_tokens = choose_batch(notes, device, num_drafts)
     page_size = notes.setting("page_size", "block_size", config.block_size, "kernels read 64 best")
@@ -119,6 +130,7 @@ def _fitter(notes: Notes, model: ModelSpec, machine: Machine, device: str) -> Fi
         max_sequences=max_sequences,
         max_model_len=model.max_position,
         num_drafts=num_drafts,
+        quantization=quantization,
     )
     return Fitter(kinds, working, kv_dtype, page_size, budget, config.kv_cache_memory_bytes)
 

@@ -11,6 +11,7 @@ from fathom.core.executor import Capacity, Executor
 from fathom.errors import ConfigError
 from fathom.models.registry import build_model
 from fathom.ops.api import Backend
+from fathom.ops.backends.cpu import library
 from fathom.ops.comm import Communicator, SingleRank
 from fathom.ops.select import needs_of, select_backends
 from fathom.runtime.executors.distributed import DistributedExecutor
@@ -31,9 +32,22 @@ def build_executor(plan: DeploymentPlan) -> Executor:
     """
     if plan.layout.world_size > 1:
         return DistributedExecutor(plan, capacity_of(plan))
-    torch.set_num_threads(plan.threads)
+    start_threads(plan, plan.threads)
     device = torch.device(plan.device)
-    return LocalExecutor(build_worker(plan, Shard(), SingleRank(), device), capacity_of(plan))
+    worker = build_worker(plan, Shard(), SingleRank(), device)
+    if plan.ops_backend != "cpu":
+        return LocalExecutor(worker, capacity_of(plan))
+    return LocalExecutor(worker, capacity_of(plan), on_start=library.pin_caller)
+
+
+def start_threads(plan: DeploymentPlan, threads: int, first_cpu: int = 0) -> None:
+    """Give this process its CPU threads: the kernels' or torch's, never both, which would take
+    each other's cores. The kernels' are pinned, from `first_cpu` on of those that are ours."""
+    if plan.ops_backend != "cpu":
+        torch.set_num_threads(threads)
+        return
+    torch.set_num_threads(1)
+    library.start_threads(threads, first_cpu)
 
 
 def capacity_of(plan: DeploymentPlan) -> Capacity:
@@ -65,6 +79,7 @@ def build_worker(
         dtype=dtype,
         device=device,
         dequantize=plan.dequantize,
+        quantization=plan.quantization,
         mtp=plan.num_drafts > 0,
     )
     model = build_model(plan.model, params, ops=ops, comm=comm, shard=shard, dtype=dtype)
@@ -87,7 +102,7 @@ def _choose_ops(plan: DeploymentPlan) -> Backend:
     if name not in ("float32", "bfloat16"):
         raise ConfigError("--dtype", found=name, wanted="float32 or bfloat16")
     needs = needs_of(plan.model, device=plan.device, dtype=name, is_quantized=not plan.dequantize)
-    selection = select_backends(needs)
+    selection = select_backends(needs, forced=plan.ops_backend)
     for backend in dict.fromkeys(choice.backend for choice in selection.choices):
         own = [choice for choice in selection.choices if choice.backend == backend]
         names = ",".join(choice.need.op for choice in own)

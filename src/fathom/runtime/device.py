@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fathom.errors import ConfigError
+from fathom.ops.backends.cpu import library
 from fathom.spec.hardware import Device, Machine
 
 _ROOT = Path("/")
@@ -32,7 +33,17 @@ def probe(device: str = "auto", *, root: Path = _ROOT) -> Machine:
             fix="check nvidia-smi and the torch build, or use --device cpu",
         )
     devices = _cuda_devices() if has_cuda else (_cpu_device(root),)
-    return Machine(devices, _num_cores(root))
+    isa, note = _cpu_kernels()
+    return Machine(devices, _num_cores(root), isa, note)
+
+
+def _cpu_kernels() -> tuple[str, str]:
+    """The instruction set of the CPU kernels, or why there are none."""
+    try:
+        isa = library.isa()
+    except ConfigError as error:
+        return "", f"{error.what}: {error.found}; {error.fix}"
+    return isa, "" if isa else "the processor has neither AMX, AVX-512 with BF16 and VNNI, nor AVX2"
 
 
 def _build_note() -> str:

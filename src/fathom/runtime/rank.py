@@ -14,7 +14,7 @@ import torch.distributed
 
 from fathom.errors import FathomError
 from fathom.ops.comm import Communicator, TorchGroup
-from fathom.runtime.build import build_worker
+from fathom.runtime.build import build_worker, start_threads
 from fathom.runtime.executors.wire import (
     FramedSocket,
     RankFailed,
@@ -58,7 +58,8 @@ def _failure(error: Exception) -> RankFailed:
 
 
 def _serve(connection: FramedSocket, start: RankStart, rank: int) -> None:
-    torch.set_num_threads(max(1, start.plan.threads // start.plan.layout.world_size))
+    threads = max(1, start.plan.threads // start.plan.layout.world_size)
+    start_threads(start.plan, threads, first_cpu=rank * threads)
     comm = _join_group(start, rank)
     shard = Shard(start.plan.layout, rank)
     worker = build_worker(start.plan, shard, comm, _device(start.plan.device, rank))

@@ -13,8 +13,9 @@ from typing import cast
 from fathom.errors import CheckpointError
 from fathom.spec.deepseek_defaults import CLASS_DEFAULTS, V2, V3, YARN_DEFAULTS
 from fathom.spec.fields import ConfigFields
-from fathom.spec.formats import BFLOAT16, FLOAT16, FLOAT32, FP8_BLOCK, Format
+from fathom.spec.formats import BFLOAT16, FLOAT16, FLOAT32, Format
 from fathom.spec.model import Mla, ModelSpec, Moe, Rope, Scoring, TopkMethod, Yarn
+from fathom.spec.quantization import parse_quantization
 
 ARCHITECTURES = (V2, V3)
 
@@ -24,8 +25,6 @@ _MAX_LAYERS, _MAX_EXPERTS = 1024, 8192
 _MODEL_TYPES = {"deepseek_v2": V2, "deepseek_v3": V3}
 
 _DTYPES = {"bfloat16": BFLOAT16, "float32": FLOAT32, "float16": FLOAT16}
-# Modules that DeepSeek's FP8 checkpoints keep in bfloat16 anyway.
-_NEVER_QUANTISED = ("lm_head", "embed_tokens", "gate", "eh_proj", "head", "norm")
 
 
 def parse_config(config: Mapping[str, object]) -> ModelSpec:
@@ -41,6 +40,7 @@ def parse_config(config: Mapping[str, object]) -> ModelSpec:
     moe = _moe(fields, architecture)
     dense_layers = _dense_layers(fields, num_layers, moe)
     dtype = _dtype(fields)
+    stored = parse_quantization(fields, dtype)
     vocab_size = fields.count("vocab_size")
     return ModelSpec(
         architecture=architecture,
@@ -56,10 +56,12 @@ def parse_config(config: Mapping[str, object]) -> ModelSpec:
         tie_embeddings=fields.flag("tie_word_embeddings"),
         max_position=fields.count("max_position_embeddings"),
         num_mtp_layers=fields.optional_count("num_nextn_predict_layers", 0, _MAX_LAYERS) or 0,
-        weight_format=_weight_format(fields, dtype),
+        weight_format=stored.format,
         dtype=dtype,
         bos_token_id=_token_id(fields, "bos_token_id", fields.get("bos_token_id"), vocab_size),
         eos_token_ids=_eos_token_ids(fields, vocab_size),
+        packing=stored.packing,
+        kept=stored.kept,
     )
 
 
@@ -217,33 +219,6 @@ def _dtype(fields: ConfigFields) -> Format:
     if isinstance(value, str) and value.removeprefix("torch.") in _DTYPES:
         return _DTYPES[value.removeprefix("torch.")]
     raise fields.fail(name, f"one of {', '.join(_DTYPES)}")
-
-
-def _weight_format(fields: ConfigFields, dtype: Format) -> Format:
-    """The format of the quantised matrices; `dtype` where the checkpoint is not quantised."""
-    if fields.get("compression_config") is not None:
-        raise fields.fail("compression_config", "none: convert the checkpoint to fp8 or bfloat16")
-    section = fields.section("quantization_config", {"weight_block_size": [128, 128]})
-    if section is None:
-        return dtype
-    method = section.get("quant_method")
-    if method != "fp8":
-        raise section.fail(
-            "quant_method",
-            "fp8 in blocks of 128x128, or no quantisation; other methods are not supported yet: "
-            "convert the checkpoint to fp8 or bfloat16",
-        )
-    section.refuse("fmt", ("e4m3", None), "weights are e4m3")
-    section.refuse("activation_scheme", ("dynamic", None), "static scales are not implemented")
-    section.refuse("scale_fmt", (None, "ue8m0", "float"), "scales are read as float32")
-    if section.get("weight_block_size") not in ([128, 128], (128, 128)):
-        raise section.fail("weight_block_size", "[128, 128]")
-    kept = section.get("modules_to_not_convert") or section.get("ignored_layers") or []
-    if not isinstance(kept, list) or any(
-        str(one).removesuffix(".weight").rpartition(".")[2] not in _NEVER_QUANTISED for one in kept
-    ):
-        raise section.fail("modules_to_not_convert", "none beyond what DeepSeek's own FP8 keeps")
-    return FP8_BLOCK
 
 
 def _token_id(fields: ConfigFields, name: str, value: object, vocab_size: int) -> int | None:

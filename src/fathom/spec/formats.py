@@ -1,4 +1,4 @@
-"""Number formats as stored: how many bytes a tensor of any shape takes."""
+"""Number formats as held in memory: how many bytes a tensor of any shape takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Literal
 
-FormatName = Literal["float32", "bfloat16", "float16", "fp8_block"]
+FormatName = Literal["float32", "bfloat16", "float16", "fp8_block", "int8", "int4"]
+
+# Columns of a block that is a whole row, however long: wider than any matrix.
+WHOLE_ROW = 2**40
+INT4_GROUPS = (32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,13 +18,15 @@ class Format:
     """How one tensor's elements are stored.
 
     `bits` per element; `block` (rows, columns) that share one scale, None for formats without
-    scales; `scale_bits` per scale. Matrices only may be blocked.
+    scales; `scale_bits` per scale, and `zero_bits` per zero point that goes with it (0 where values
+    are symmetric). Matrices only may be blocked.
     """
 
     name: FormatName
     bits: int
     block: tuple[int, int] | None = None
     scale_bits: int = 0
+    zero_bits: int = 0
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
         """Shape of the scale tensor that goes with `shape`, None where there is none."""
@@ -30,9 +36,10 @@ class Format:
         return ceil(rows / self.block[0]), ceil(columns / self.block[1])
 
     def num_bytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of the elements and of their scales."""
+        """Bytes of the elements, of their scales and of their zero points."""
         scales = self.scale_shape(shape)
-        scale_bytes = prod(scales) * self.scale_bits // 8 if scales else 0
+        per_scale = self.scale_bits + self.zero_bits
+        scale_bytes = prod(scales) * per_scale // 8 if scales else 0
         return prod(shape) * self.bits // 8 + scale_bytes
 
 
@@ -42,3 +49,16 @@ FLOAT16 = Format("float16", 16)
 # DeepSeek-V3 technical report, section 3.3: weights e4m3 with one float32 scale per 128x128 block,
 # stored beside the weight as `weight_scale_inv` (multiply to get the value back).
 FP8_BLOCK = Format("fp8_block", 8, (128, 128), 32)
+# Symmetric: value = data * scale, one float32 scale for each row (output channel).
+INT8_CHANNEL = Format("int8", 8, (1, WHOLE_ROW), 32)
+
+
+def int4_group(size: int) -> Format:
+    """Unsigned 4-bit values in groups of `size` columns of a row: value = (data - zero) * scale.
+
+    Scales are float16; zero points 0 to 15, a byte each. Raises: ValueError for other sizes than
+    32, 64 and 128.
+    """
+    if size not in INT4_GROUPS:
+        raise ValueError(f"int4 groups have 32, 64 or 128 columns, not {size}")
+    return Format("int4", 4, (1, size), 16, 8)

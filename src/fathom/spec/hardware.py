@@ -18,7 +18,13 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The devices that a deployment may use, and the cores of the host."""
+    """The devices that a deployment may use, and the cores of the host.
+
+    `cpu_isa`: the instruction set that the CPU kernels would use, such as avx512; empty where there
+    are none, and `cpu_isa_note` says why.
+    """
 
     devices: tuple[Device, ...]
     num_cores: int
+    cpu_isa: str = ""
+    cpu_isa_note: str = "not looked for"

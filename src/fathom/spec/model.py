@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fathom.spec.formats import Format
+from fathom.spec.stored import Packing
 
 Scoring = Literal["softmax", "sigmoid"]
 TopkMethod = Literal["greedy", "group_limited_greedy", "noaux_tc"]
@@ -83,7 +84,8 @@ class ModelSpec:
     `dense_layers` holds the indices of layers whose MLP is dense; the rest are MoE.
     `num_mtp_layers` layers follow the last one in the checkpoint. `weight_format` is the format of
     the quantised matrices (BFLOAT16 and so on where nothing is quantised); `dtype` the format of
-    everything else.
+    everything else, and of modules that one of the regular expressions `kept` finds. `packing` is
+    the layout in which int4 is stored.
     """
 
     architecture: str
@@ -103,6 +105,8 @@ class ModelSpec:
     dtype: Format
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    packing: Packing | None = None
+    kept: tuple[str, ...] = ()
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether layer `layer` has experts; in a MoE model its MTP layers do."""

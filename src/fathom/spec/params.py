@@ -7,23 +7,24 @@ from dataclasses import dataclass
 from math import prod
 
 from fathom.spec.formats import FLOAT32, Format
+from fathom.spec.held import Quantization, quantized_format, stored_format
 from fathom.spec.parallel import Shard, ShardRule, owned_slice
+from fathom.spec.stored import Packing, StoredPart, stored_parts
 
 # The router's correction bias decides between nearly equal experts: never rounded to 16 bits.
 CORRECTION_BIAS = "correction_bias"
 # Decode multiplies by this matrix one head at a time, without a kernel for blocks.
 _ALWAYS_DEQUANTISED = ("kv_b",)
-# Another matrix is joined below these, and no block may hold rows of both.
-_JOINED_ABOVE = ("q", "q_a", "dense_gate", "expert_gate", "shared_gate")
 
 
 @dataclass(frozen=True, slots=True)
 class ParamSpec:
-    """One stored tensor.
+    """One parameter of the model.
 
-    `name` as in the checkpoint; `shape` as stored; `layer` None outside the layers; `role` a short
-    word for what it does (`q_b`, `expert_gate`, ...); `expert` its index where it belongs to one.
-    Blocked formats also store `<name>_scale_inv` of `format.scale_shape(shape)`.
+    `name` as in a checkpoint that is not quantised; `shape` of its values; `layer` None outside the
+    layers; `role` a short word for what it does (`q_b`, `expert_gate`, ...); `expert` its index
+    where it belongs to one. `parts` are the tensors that a checkpoint stores for it, for int4 by
+    `packing`.
 
     `copy_of` names the tensor that this one repeats (the MTP layers share the embedding and the
     head, V3 report section 2.2): it may be absent from a checkpoint, and takes no memory.
@@ -37,11 +38,17 @@ class ParamSpec:
     role: str
     expert: int | None = None
     copy_of: str | None = None
+    packing: Packing | None = None
+
+    @property
+    def parts(self) -> tuple[StoredPart, ...]:
+        """The tensors that a checkpoint stores for this, the one with the values first."""
+        return stored_parts(self.name, self.shape, self.format, self.packing)
 
     @property
     def scale_name(self) -> str | None:
         """Name of the tensor of scales that is stored with this one."""
-        return f"{self.name}_scale_inv" if self.format.block else None
+        return next((part.name for part in self.parts if part.role == "scale"), None)
 
     @property
     def num_elements(self) -> int:
@@ -52,34 +59,40 @@ class ParamSpec:
         """Shape of the part that `shard` owns."""
         return tuple(part.stop - part.start for part in owned_slice(self.shard, self.shape, shard))
 
-    def local_format(self, shard: Shard, compute: Format, *, dequantize: bool) -> Format:
+    def local_format(
+        self,
+        shard: Shard,
+        compute: Format,
+        *,
+        dequantize: bool,
+        quantization: Quantization | None = None,
+    ) -> Format:
         """The format in which `shard` holds its part in memory.
 
-        Blocked matrices stay as they are stored, unless `dequantize` says that the device cannot
-        use them, or a cut falls inside a block that other ranks or matrices share. The rest is held
-        in the `compute` format, except the router's correction bias.
+        With `quantization`, that of the rules in `spec/held.py`. Without, quantised matrices stay
+        as they are stored, unless `dequantize` says that the device cannot use them, or a cut falls
+        inside a block that other ranks or matrices share. The rest is held in the `compute` format,
+        except the router's correction bias.
         """
         if self.role == CORRECTION_BIAS:
             return FLOAT32
+        whole, part = self.shape, self.local_shape(shard)
+        if quantization is not None:
+            return quantized_format(self.role, whole, part, self.format, quantization) or compute
         if self.format.block is None or dequantize or self.role in _ALWAYS_DEQUANTISED:
             return compute
-        return self.format if self._keeps_blocks(shard) else compute
+        return stored_format(self.role, whole, part, self.format) or compute
 
-    def local_bytes(self, shard: Shard, compute: Format, *, dequantize: bool) -> int:
-        """Bytes that `shard` holds of this tensor, scales included; 0 for copies."""
+    def local_bytes(
+        self,
+        shard: Shard,
+        compute: Format,
+        *,
+        dequantize: bool,
+        quantization: Quantization | None = None,
+    ) -> int:
+        """Bytes that `shard` holds of this parameter, scales included; 0 for copies."""
         if self.copy_of is not None:
             return 0
-        held = self.local_format(shard, compute, dequantize=dequantize)
+        held = self.local_format(shard, compute, dequantize=dequantize, quantization=quantization)
         return held.num_bytes(self.local_shape(shard))
-
-    def _keeps_blocks(self, shard: Shard) -> bool:
-        """Whether, on every rank alike, the part starts and ends where blocks do. Columns may also
-        lie inside one block: its scale is then theirs alone."""
-        assert self.format.block is not None
-        block_rows, block_columns = self.format.block
-        rows, columns = self.local_shape(shard)
-        is_last = rows == self.shape[0] and self.role not in _JOINED_ABOVE
-        keeps_rows = rows % block_rows == 0 or is_last
-        return keeps_rows and (
-            columns == self.shape[1] or columns % block_columns == 0 or block_columns % columns == 0
-        )

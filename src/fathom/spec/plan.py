@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fathom.spec.formats import Format
+from fathom.spec.held import Quantization
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Layout
 
@@ -55,6 +56,9 @@ class DeploymentPlan:
     # Whether quantised matrices are multiplied out when they are loaded (`load_parameters`), as the
     # ledger counts them.
     dequantize: bool = False
+    # Format in which matrices are held whatever is stored; None: as they are stored.
+    quantization: Quantization | None = None
+    ops_backend: str = "reference"
 
     @property
     def kv_tokens(self) -> int:

@@ -26,7 +26,6 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 _MAX_JSON_BYTES = 200_000_000
-_PLAIN = ("BF16", "F32", "F16")
 # Tables that old exporters stored although they follow from the config.
 _DERIVED = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
@@ -66,8 +65,9 @@ def read_index(path: Path) -> CheckpointIndex:
     table = parameter_table(spec)
     _check_present(spec, table, tensors)
     for param in table:
-        if param.name in tensors:
-            _check_tensor(param, tensors)
+        for part in param.parts:
+            if part.name in tensors:
+                _check_one(tensors[part.name], part.shape, part.dtypes)
     _check_extra(spec, table, tensors)
     return CheckpointIndex(path, config, spec, table, tensors)
 
@@ -229,10 +229,10 @@ def _check_present(
     spec: ModelSpec, table: Sequence[ParamSpec], tensors: Mapping[str, StoredTensor]
 ) -> None:
     wanted = [
-        name
+        part.name
         for param in table
-        for name in (param.name, param.scale_name)
-        if name is not None and not (param.copy_of and param.name not in tensors)
+        for part in param.parts
+        if not part.is_optional and not (param.copy_of and param.name not in tensors)
     ]
     missing = [name for name in wanted if name not in tensors]
     if missing:
@@ -242,15 +242,6 @@ def _check_present(
             wanted=f"every tensor of a {spec.architecture} of {spec.num_layers} layers",
             fix="check that config.json belongs to these files, or fetch them again",
         )
-
-
-def _check_tensor(param: ParamSpec, tensors: Mapping[str, StoredTensor]) -> None:
-    dtypes = _PLAIN if param.format.block is None else ("F8_E4M3",)
-    _check_one(tensors[param.name], param.shape, dtypes)
-    if param.scale_name is not None:
-        scale_shape = param.format.scale_shape(param.shape)
-        assert scale_shape is not None
-        _check_one(tensors[param.scale_name], scale_shape, ("F32",))
 
 
 def _check_one(stored: StoredTensor, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
@@ -274,7 +265,7 @@ def _check_extra(
     spec: ModelSpec, table: Sequence[ParamSpec], tensors: Mapping[str, StoredTensor]
 ) -> None:
     """Refuse tensors that nothing would use: they would have changed the answers."""
-    known = {name for param in table for name in (param.name, param.scale_name)}
+    known = {part.name for param in table for part in param.parts}
     extra = []
     for name in tensors:
         layer = _LAYER.match(name)

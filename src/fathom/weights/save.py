@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from safetensors.torch import save_file
 
 from fathom.errors import CheckpointError
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.deepseek import parse_config
 from fathom.spec.deepseek_params import parameter_table
+from fathom.spec.formats import Format
 from fathom.spec.params import ParamSpec
+from fathom.spec.stored import StoredPart
 from fathom.weights.index import INDEX_NAME, SINGLE_NAME
+from fathom.weights.packed import pack_awq
+from fathom.weights.place import format_of
 
 MAX_SHARD_BYTES = 4 * 2**30
+
+_PLAIN_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_ITEM_BYTES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1}
+# The data of a safetensors file starts at a multiple of this, so that it can be mapped.
+_ALIGNMENT = 8
 
 
 def save_checkpoint(
@@ -30,23 +40,31 @@ def save_checkpoint(
 
     `make` gives each row of the parameter table its values, in the row's shape and format. Rows
     that are copies are written too, as DeepSeek does. Files that are there are overwritten; one
-    shard without an index where everything fits into it.
+    shard without an index where everything fits into it. A shard has its name once it is whole, and
+    config.json is written last.
 
-    Raises: CheckpointError where `make` gives another shape or format than the row's.
-    Cost: one shard in memory.
+    Raises: CheckpointError where `make` gives another shape or format than the row's, and for
+    layouts that are read only.
+    Cost: one parameter in memory.
     """
+    table = parameter_table(parse_config(config))
+    if any(row.packing not in (None, "awq") for row in table):
+        raise CheckpointError(
+            "config.json: quantization_config: quant_method cannot be written",
+            found="gptq",
+            wanted="fp8, awq or w8a8_int8",
+        )
     path.mkdir(parents=True, exist_ok=True)
-    shards = _shards(parameter_table(parse_config(config)), max_shard_bytes)
+    shards = _shards(table, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, rows in enumerate(shards, 1):
         name = SINGLE_NAME
         if len(shards) > 1:
             name = f"model-{number:05d}-of-{len(shards):06d}.safetensors"
-        tensors = {stored: value for row in rows for stored, value in _stored(row, make(row))}
-        save_file(tensors, path / name, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(tensors, name))
+        _write_shard(path / name, rows, make)
+        weight_map.update({part.name: name for row in rows for part in _written(row)})
     if len(shards) > 1:
-        total = sum(row.format.num_bytes(row.shape) for rows in shards for row in rows)
+        total = sum(_num_bytes(row) for row in table)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(path / INDEX_NAME, index)
     else:
@@ -59,7 +77,7 @@ def _shards(table: Sequence[ParamSpec], most_bytes: int) -> list[list[ParamSpec]
     shards: list[list[ParamSpec]] = [[]]
     held = 0
     for row in table:
-        size = row.format.num_bytes(row.shape)
+        size = _num_bytes(row)
         if shards[-1] and held + size > most_bytes:
             shards.append([])
             held = 0
@@ -68,8 +86,63 @@ def _shards(table: Sequence[ParamSpec], most_bytes: int) -> list[list[ParamSpec]
     return shards
 
 
-def _stored(row: ParamSpec, value: torch.Tensor | QTensor) -> list[tuple[str, torch.Tensor]]:
-    """The tensors that stand for one row in a file."""
+def _write_shard(
+    file: Path, rows: Sequence[ParamSpec], make: Callable[[ParamSpec], torch.Tensor | QTensor]
+) -> None:
+    partial = file.with_name(file.name + ".partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(_header(rows))
+            for row in rows:
+                for part, tensor in zip(_written(row), _stored(row, make(row)), strict=True):
+                    assert tuple(tensor.shape) == part.shape
+                    _write_tensor(stream, tensor)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _header(rows: Sequence[ParamSpec]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for row in rows:
+        for part in _written(row):
+            stop = start + _part_bytes(row.format, part)
+            entries[part.name] = {
+                "dtype": _type_of(row.format, part),
+                "shape": part.shape,
+                "data_offsets": [start, stop],
+            }
+            start = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _written(row: ParamSpec) -> Iterator[StoredPart]:
+    return (part for part in row.parts if not part.is_optional)
+
+
+def _type_of(format: Format, part: StoredPart) -> str:
+    return _PLAIN_TYPES.get(format.name, part.dtypes[0])
+
+
+def _part_bytes(format: Format, part: StoredPart) -> int:
+    return prod(part.shape) * _ITEM_BYTES[_type_of(format, part)]
+
+
+def _num_bytes(row: ParamSpec) -> int:
+    """Bytes of everything that is stored for one row."""
+    return sum(_part_bytes(row.format, part) for part in _written(row))
+
+
+def _write_tensor(stream: BinaryIO, tensor: torch.Tensor) -> None:
+    flat = tensor.contiguous().view(-1).view(torch.uint8)
+    stream.write(flat.numpy().data)
+
+
+def _stored(row: ParamSpec, value: torch.Tensor | QTensor) -> tuple[torch.Tensor, ...]:
+    """The tensors that stand for one row in a file, in the order of its parts."""
     is_blocked = row.format.block is not None
     if tuple(value.shape) != row.shape or isinstance(value, QTensor) is not is_blocked:
         raise CheckpointError(
@@ -77,11 +150,17 @@ def _stored(row: ParamSpec, value: torch.Tensor | QTensor) -> list[tuple[str, to
             found=f"{type(value).__name__} of shape {list(value.shape)}",
             wanted=f"{'QTensor' if is_blocked else 'Tensor'} of shape {list(row.shape)}",
         )
-    if isinstance(value, QTensor):
-        assert row.scale_name is not None
-        return [(row.name, value.data.contiguous()), (row.scale_name, value.scale.contiguous())]
-    # A clone: safetensors refuses tensors that share memory, as copies of the embedding would.
-    return [(row.name, value.clone(memory_format=torch.contiguous_format))]
+    held = value.format if isinstance(value, QTensor) else format_of(value.dtype)
+    if held != row.format:
+        raise CheckpointError(
+            f"{row.name} cannot be written", found=str(held), wanted=str(row.format)
+        )
+    if isinstance(value, torch.Tensor):
+        return (value,)
+    if row.packing is None:
+        return value.tensors
+    packed = pack_awq(value)
+    return packed.values, packed.scale, packed.zero
 
 
 def _write_json(file: Path, value: Mapping[str, object]) -> None:

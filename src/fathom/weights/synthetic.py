@@ -16,10 +16,12 @@ import torch
 from fathom.ops.quant.fp8_block import quantize_fp8
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.deepseek_params import parameter_table
+from fathom.spec.held import Quantization
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Shard, owned_slice
 from fathom.spec.params import CORRECTION_BIAS, ParamSpec
-from fathom.weights.open import is_mtp, place, torch_dtype
+from fathom.weights.open import is_mtp
+from fathom.weights.place import part_of, place, torch_dtype
 from fathom.weights.save import MAX_SHARD_BYTES, save_checkpoint
 
 _CPU = torch.device("cpu")
@@ -34,6 +36,7 @@ def random_parameters(
     device: torch.device,
     dequantize: bool = False,
     mtp: bool = True,
+    quantization: Quantization | None = None,
 ) -> dict[str, torch.Tensor | QTensor]:
     """What `load_parameters` would give for a checkpoint of random weights, made on `device`.
 
@@ -44,10 +47,14 @@ def random_parameters(
     for row in rows:
         if row.copy_of is None:
             whole = random_parameter(row, seed=seed, device=device)
-            part = owned_slice(row.shard, row.shape, shard)
-            value = whole.slice(*part) if isinstance(whole, QTensor) else whole[part]
             made[row.name] = place(
-                row, value, shard, dtype=dtype, device=device, dequantize=dequantize
+                row,
+                part_of(whole, owned_slice(row.shard, row.shape, shard)),
+                shard,
+                dtype=dtype,
+                device=device,
+                dequantize=dequantize,
+                quantization=quantization,
             )
     for row in rows:
         if row.copy_of is not None:
@@ -65,6 +72,8 @@ def random_parameter(
     """
     digest = hashlib.sha256(f"{seed}:{param.copy_of or param.name}".encode()).digest()
     generator = torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "little"))
+    if param.format.name in ("int8", "int4"):
+        return _random_integers(param, generator, device)
     values = torch.randn(param.shape, generator=generator, device=device, dtype=torch.float32)
     if param.role == CORRECTION_BIAS:
         values.mul_(0.1)
@@ -75,6 +84,26 @@ def random_parameter(
     if param.format.block is not None:
         return quantize_fp8(values, param.format)
     return values.to(torch_dtype(param.format))
+
+
+def _random_integers(param: ParamSpec, generator: torch.Generator, device: torch.device) -> QTensor:
+    """A quantised matrix whose every level is equally likely, drawn without float values."""
+    rows, columns = param.shape
+    is_int4 = param.format.name == "int4"
+    width = columns // 2 if is_int4 else columns
+    # A word at a time: drawing bytes singly takes eight times as long.
+    words = torch.empty(-(-rows * width // 8), dtype=torch.int64, device=device)
+    words.random_(-(2**63), None, generator=generator)
+    data = words.view(torch.uint8)[: rows * width].view(rows, width)
+    scale_shape = param.format.scale_shape(param.shape)
+    assert scale_shape is not None
+    scale = torch.rand(scale_shape, generator=generator, device=device).mul_(0.4).add_(0.8)
+    # Equally likely levels 0 to n - 1 have variance (n^2 - 1) / 12.
+    scale *= sqrt(12.0 / ((255.0 if is_int4 else 65535.0) * columns))
+    if not is_int4:
+        return QTensor(data.view(torch.int8), scale, param.format)
+    zero = torch.randint(7, 9, scale_shape, generator=generator, device=device, dtype=torch.uint8)
+    return QTensor(data, scale.to(torch.float16), param.format, zero=zero)
 
 
 def write_checkpoint(

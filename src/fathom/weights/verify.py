@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from array import array
 from collections.abc import Iterator
@@ -11,11 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from fathom.errors import CheckpointError
+from fathom.spec.params import ParamSpec
 from fathom.weights.header import StoredTensor
 from fathom.weights.index import CheckpointIndex, read_index
 from fathom.weights.manifest import MANIFEST_NAME, digest_file, read_manifest
 
 _CHUNK_BYTES = 2**20
+# Highest bytes of float16 numbers that are finite: the exponent is not all ones.
+_FINITE_HALF = bytes(byte for byte in range(256) if byte & 0x7C != 0x7C)
 _FETCH_AGAIN = "fetch this file again"
 
 
@@ -35,7 +37,8 @@ def verify_checkpoint(path: Path, *, deep: bool) -> list[VerifyFinding]:
 
     Always: config, index, headers and the parameter table, and the sizes that a manifest gives.
     `deep` reads every byte: digests of the manifest, NaN in FP8 weights, infinities or NaN in
-    their scales, and copies of embedding and head that differ from the originals.
+    scales, groups of int4 out of order, and copies of embedding and head that differ from the
+    originals.
     """
     findings: list[VerifyFinding] = []
     try:
@@ -80,7 +83,7 @@ def _contents(index: CheckpointIndex) -> Iterator[VerifyFinding]:
     """What is wrong with the values themselves."""
     bad = 0
     for param in index.table:
-        stored = index.tensors.get(param.name)
+        stored = index.tensors.get(param.parts[0].name)
         if stored is None:
             continue
         problem = ""
@@ -91,6 +94,8 @@ def _contents(index: CheckpointIndex) -> Iterator[VerifyFinding]:
             problem = "infinities or NaN in the scales"
         elif param.copy_of is not None and not _is_equal(stored, index.tensors[param.copy_of]):
             problem = f"differs from {param.copy_of}, which is used in its place"
+        elif not _is_in_order(param, index):
+            problem = "g_idx puts inputs into groups out of their order"
         if problem:
             bad += 1
             yield VerifyFinding(
@@ -110,13 +115,39 @@ def _bytes(stored: StoredTensor) -> Iterator[bytes]:
 
 
 def _is_finite(scales: StoredTensor) -> bool:
+    """Whether no exponent is all ones. The highest byte alone decides for float16; for the wider
+    exponents of the others it only says where to look closer."""
+    width, mask = (4, 0x7F800000) if scales.dtype == "F32" else (2, 0x7F80)
     for chunk in _bytes(scales):
-        values = array("f", chunk)
-        if sys.byteorder == "big":
-            values.byteswap()
-        if not all(map(math.isfinite, values)):
+        highest = chunk[width - 1 :: width]
+        if scales.dtype == "F16":
+            if highest.translate(None, _FINITE_HALF):
+                return False
+        elif (b"\x7f" in highest or b"\xff" in highest) and any(
+            one & mask == mask for one in _words(chunk, "I" if width == 4 else "H")
+        ):
             return False
     return True
+
+
+def _is_in_order(param: ParamSpec, index: CheckpointIndex) -> bool:
+    """Whether the groups of inputs that are stored follow each other, as those of `param` do."""
+    for part in param.parts:
+        if part.role == "order" and part.name in index.tensors:
+            assert param.format.block is not None
+            found = [
+                one for chunk in _bytes(index.tensors[part.name]) for one in _words(chunk, "I")
+            ]
+            if found != [place // param.format.block[1] for place in range(len(found))]:
+                return False
+    return True
+
+
+def _words(chunk: bytes, code: Literal["H", "I"]) -> array[int]:
+    values = array(code, chunk)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
 
 
 def _is_equal(first: StoredTensor, second: StoredTensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from fathom.core.executor import Capacity
@@ -25,10 +26,18 @@ class StepRunner(Protocol):
 
 
 class LocalExecutor:
-    """Runs plans in order in one worker thread, so that planning overlaps the device."""
+    """Runs plans in order in one worker thread, so that planning overlaps the device.
 
-    def __init__(self, worker: StepRunner, capacity: Capacity) -> None:
-        self.capacity = capacity
+    `on_start` is called once in that thread, before its first step.
+    """
+
+    def __init__(
+        self,
+        worker: StepRunner,
+        capacity: Capacity,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.capacity, self._on_start = capacity, on_start
         self._worker = worker
         self._pending = PendingSteps(capacity.depth)
         self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
@@ -54,6 +63,7 @@ class LocalExecutor:
             _log.warning("worker_still_running after_s=%g", _CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
+        self._on_start()
         while (plan := self._plans.get()) is not None and self._pending.failure is None:
             try:
                 result = self._worker.execute(plan)

@@ -80,6 +80,8 @@ class CpuBackend(ReferenceBackend):
         plain = kv_b.dequantize(torch.bfloat16) if isinstance(kv_b, QTensor) else kv_b
         heads = plain.view(-1, mla.nope_dim + mla.v_dim, mla.kv_lora_rank)
         keys = heads[:, : mla.nope_dim].transpose(1, 2).contiguous()
+        if format is not None and format.name == "fp8_block":
+            format = None  # blocks of 128 rows do not fit heads
         values = heads[:, mla.nope_dim :]
         absorb = pack([[key] for key in keys], len(keys), format=format)
         expand = pack([[value] for value in values], len(keys), format=format)

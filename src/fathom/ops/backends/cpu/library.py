@@ -7,6 +7,7 @@ a decode step makes a few dozen. Functions that run kernels release the interpre
 from __future__ import annotations
 
 import ctypes
+import os
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -92,6 +93,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "fathom_choose_isa": (c_int, (c_char_p,)),
     "fathom_start_threads": (c_int, (c_int, POINTER(c_int))),
     "fathom_num_threads": (c_int, ()),
+    "fathom_pin_caller": (None, ()),
     "fathom_busy_ns": (_I, ()),
     "fathom_matrix_bytes": (_I, (_M,)),
     "fathom_pack": (c_char_p, (_M, _I, POINTER(Source), c_int)),
@@ -155,6 +157,23 @@ def advise_huge_pages(address: int, size: int) -> None:
     """Ask the system for large pages: fewer look-ups of addresses when weights stream by."""
     libc = ctypes.CDLL(None)
     libc.madvise(c_void_p(address), ctypes.c_size_t(size), c_int(_MADV_HUGEPAGE))
+
+
+def start_threads(threads: int, first_cpu: int = 0) -> None:
+    """Start the kernels' threads, each on a core of its own from the `first_cpu`-th of those that
+    this process may use; the thread that calls the kernels is one of them.
+
+    Raises: ConfigError where the system does not give them.
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+    chosen = [cpus[(first_cpu + i) % len(cpus)] for i in range(threads)]
+    if not load().fathom_start_threads(threads, (c_int * threads)(*chosen)):
+        raise ConfigError("--threads", found=f"{threads}, which the system does not give")
+
+
+def pin_caller() -> None:
+    """Put the thread that calls this on the core that `start_threads` left for it."""
+    load().fathom_pin_caller()
 
 
 def isa() -> str:

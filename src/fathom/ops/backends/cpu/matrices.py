@@ -13,6 +13,7 @@ import torch
 from fathom.errors import CheckpointError
 from fathom.ops.api import Weight
 from fathom.ops.backends.cpu import library
+from fathom.ops.quant.fp8_block import quantize_fp8
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.formats import Format
 
@@ -66,6 +67,11 @@ def pack(
     matrix: library.Matrix | None = None
     memory = torch.empty(0)
     for index, parts in enumerate(experts):
+        if format is not None and format.name == "fp8_block":
+            parts = [
+                quantize_fp8(part, format) if isinstance(part, torch.Tensor) else part
+                for part in parts
+            ]
         plain = _same_kind(parts, is_gated)
         if matrix is None:
             matrix = _describe(plain, count, format, is_gated)
@@ -151,7 +157,7 @@ def _source(part: Weight) -> library.Source:
             stride=part.stride(0),
             kind=library.SOURCES[_NAMES[part.dtype]],
         )
-    zero = getattr(part, "zero", None)
+    zero = part.zero
     name: str = part.format.name
     return library.Source(
         data=part.data.data_ptr(),
