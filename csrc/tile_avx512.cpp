@@ -7,6 +7,8 @@
 #include <immintrin.h>
 
 #include "isa.h"
+#include "logit_ops.h"
+#include "row_kernels.h"
 #include "row_ops.h"
 #include "vec.h"
 
@@ -405,7 +407,8 @@ const Isa* isa_avx512() {
       prepare_row<128>,  norm_row,
       silu_mul_strip,    add_weighted_strip,
       round_strip,       nullptr,
-      nullptr};
+      nullptr,           &logit_kernels,
+      &row_kernels};
   return is_supported() ? &table : nullptr;
 }
 
