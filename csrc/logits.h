@@ -79,4 +79,19 @@ struct LogprobsOut {
 };
 const char* token_logprobs(const Logits& logits, const int64_t* tokens, const LogprobsOut& out);
 
+// Single cells of logits.
+struct Cells {
+  const int64_t *rows, *ids;  // [count]
+  int64_t count;
+};
+struct PenaltyRows {
+  const int64_t* counts;  // [count of cells]
+  const float *repetition, *presence, *frequency;  // [rows]
+};
+
+// These write to the logits. `allowed`: packed bits, rows `stride` bytes apart.
+void mask(float* x, const Logits& logits, const uint8_t* allowed, int64_t stride);
+void add_biases(float* x, const Logits& logits, const Cells& cells, const float* values);
+void penalize(float* x, const Logits& logits, const Cells& cells, const PenaltyRows& by);
+
 }  // namespace fathom
