@@ -10,6 +10,7 @@ namespace fathom {
 namespace {
 
 typedef double v8d __attribute__((vector_size(64), aligned(64)));
+typedef double v2d __attribute__((vector_size(16), aligned(16)));
 typedef int64_t v8l __attribute__((vector_size(64), aligned(64)));
 typedef float v8f __attribute__((vector_size(32), aligned(32)));
 

@@ -126,8 +126,11 @@ inline v8f load_eight(const float* row, int64_t at, int64_t size) {
 double sum_weights(const float* row, int64_t size, const Weighing& by) {
   v8d sums[4] = {};
   int64_t at = 0;
-  for (; at + 32 <= size; at += 32)
+  for (; at + 32 <= size; at += 32) {
+    const v16i is_in = (load<v16f>(row + at) >= by.from) | (load<v16f>(row + at + 16) >= by.from);
+    if (bits_of(is_in) == 0) continue;
     for (int i = 0; i < 4; ++i) sums[i] += weights_of(load<v8f>(row + at + 8 * i), by);
+  }
   for (; at < size; at += 8) sums[at / 8 % 4] += weights_of(load_eight(row, at, size), by);
   return sum_double((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
@@ -143,16 +146,17 @@ void weigh_keys(const Key* keys, int64_t n, const Weighing& by, double* to) {
 
 void fill_bins(const float* row, int64_t size, const Weighing& by, float scale, Bin* bins) {
   for (int64_t at = 0; at < size; at += kLanes) {
+    const v16f x = load_floats(row, at, size, kLowest);
+    if (bits_of(x >= by.from) == 0) continue;
     alignas(64) double weights[kLanes];
     alignas(64) int32_t places[kLanes];
-    store(places, bins_of(load_floats(row, at, size, kLowest), by.best, scale));
+    store(places, bins_of(x, by.best, scale));
     store(weights, weights_of(load_eight(row, at, size), by));
     store(weights + 8, weights_of(load_eight(row, at + 8, size), by));
     const int64_t end = size - at < kLanes ? size - at : kLanes;
     for (int64_t i = 0; i < end; ++i) {
-      Bin& bin = bins[places[i]];
-      bin.sum += weights[i];
-      bin.count += row[at + i] == row[at + i];
+      const v2d added = {weights[i], 1.0};
+      store(bins + places[i], load<v2d>(bins + places[i]) + added);
     }
   }
 }

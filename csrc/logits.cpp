@@ -19,8 +19,9 @@ namespace {
 
 constexpr int64_t kHead = 128;         // the best tokens, which most draws are among
 constexpr int64_t kLargeHead = 1024;   // a top_k of so many is sorted outright
-constexpr int64_t kRadixFrom = 2048;   // keys from which radix sort pays
-constexpr double kBinnedWeights = 45;  // the last bin takes what is below e^-45 of the best
+constexpr int64_t kRadixFrom = 512;    // keys from which radix sort pays
+// Weights below e^-45 of the best are counted in one bin where nothing else bounds them.
+constexpr double kLeastLog = -45;
 // So near to 1, the draw is decided by the rounding of the running sum: it is run as it is defined.
 constexpr double kLastUniform = 1 - 1e-9;
 constexpr int kMaxLevels = 5;
@@ -65,7 +66,7 @@ class Row {
   void sort_best(int64_t n, int64_t k);
   void radix_sort(int64_t n);
   int64_t draw_head(const Draw& draw, int64_t n, double total, bool is_whole) const;
-  int64_t draw_binned(const Draw& draw, int64_t k, const Weighing& by);
+  int64_t draw_binned(const Draw& draw, int64_t k, Weighing by, double total);
   Place find(Border border, double limit, int64_t max_count, const Weighing& by, float scale);
 
   const float* x_;
@@ -86,7 +87,7 @@ void Row::take_all() {
 float Row::threshold(int64_t k) {
   float* level = maxima_;
   int64_t size = num_maxima(vocab_);
-  for (int i = 1; i < kMaxLevels && num_maxima(size) >= 2 * k; ++i) {
+  for (int i = 1; i < kMaxLevels && num_maxima(size) >= k + k / 2; ++i) {
     kernels_.maxima(level, size, level + size);
     level += size;
     size = num_maxima(size);
@@ -131,9 +132,17 @@ void Row::radix_sort(int64_t n) {
   }
 }
 
+// No logit below this weighs more than e^log_weight of the best.
+float lower_bound(float best, float temperature, double log_weight) {
+  const double bound = best + double(temperature) * (log_weight - 1e-6);
+  return std::nextafter(float(std::max(bound, -double(FLT_MAX))), -HUGE_VALF);
+}
+
 int64_t Row::draw(const Draw& draw) {
   if (!std::isfinite(best_)) return kernels_.argmax(x_, vocab_);
-  const Weighing by{best_, 1.0 / double(draw.temperature), double(draw.min_p)};
+  const double least_log = draw.min_p > 0 ? std::log(double(draw.min_p)) : -701;
+  const Weighing by{best_, 1.0 / double(draw.temperature), double(draw.min_p),
+                    lower_bound(best_, draw.temperature, least_log)};
   const bool is_cut = draw.top_k > 0 && draw.top_k < vocab_;
   const int64_t k = is_cut ? draw.top_k : vocab_;
   if (k <= kLargeHead || draw.uniform > kLastUniform) {
@@ -143,14 +152,17 @@ int64_t Row::draw(const Draw& draw) {
     for (int64_t i = 0; i < k; ++i) total += weights_[i];
     return draw_head(draw, k, total, true);
   }
+  double total = 0;
   if (!is_cut) {
-    const double total = kernels_.sum_weights(x_, vocab_, by);
-    find_best(kHead);
-    kernels_.weigh(keys_, kHead, by, weights_);
-    const int64_t token = draw_head(draw, kHead, total, false);
-    if (token >= 0) return token;
+    total = kernels_.sum_weights(x_, vocab_, by);
+    for (const int64_t head : {kHead, kLargeHead}) {
+      find_best(head);
+      kernels_.weigh(keys_, head, by, weights_);
+      const int64_t token = draw_head(draw, head, total, false);
+      if (token >= 0) return token;
+    }
   }
-  return draw_binned(draw, k, by);
+  return draw_binned(draw, k, by, total);
 }
 
 // The token, from the n best; -1 where it is not among them, which cannot be of a whole.
@@ -179,16 +191,20 @@ int64_t Row::draw_head(const Draw& draw, int64_t n, double total, bool is_whole)
   return is_whole ? token_of(keys_[last]) : -1;
 }
 
-int64_t Row::draw_binned(const Draw& draw, int64_t k, const Weighing& by) {
-  const float scale = float(std::min(kBins / kBinnedWeights * by.inverse_t, double(FLT_MAX)));
+// `total`: of all weights, where k is the vocabulary.
+int64_t Row::draw_binned(const Draw& draw, int64_t k, Weighing by, double total) {
+  double least_log = kLeastLog;
+  if (k == vocab_) {
+    // All that weigh less than a vocabulary-th of what lies beyond the wanted token come after it.
+    const double beyond = total * (1 - (draw.top_p < 1.0f ? double(draw.top_p) : draw.uniform));
+    least_log = std::log(beyond / double(2 * vocab_));
+    by.from = std::max(by.from, lower_bound(by.best, draw.temperature, least_log));
+  }
+  const double width = -least_log * double(draw.temperature);
+  const float scale = float(std::min(kBins / width, double(FLT_MAX)));
   std::fill(bins_, bins_ + kBins, Bin{});
   kernels_.fill_bins(x_, vocab_, by, scale, bins_);
-  double share = 0;
-  if (k < vocab_) {
-    share = find(kReaches, HUGE_VAL, k, by, scale).sum;
-  } else {
-    for (int i = 0; i < kBins; ++i) share += bins_[i].sum;
-  }
+  double share = k < vocab_ ? find(kReaches, HUGE_VAL, k, by, scale).sum : total;
   if (draw.top_p < 1.0f) {
     const Place last = find(kReaches, double(draw.top_p) * share, k, by, scale);
     share = last.sum;
@@ -205,7 +221,7 @@ Row::Place Row::find(Border border, double limit, int64_t max_count, const Weigh
   Place at{0, 0, 0};
   for (int bin = 0; bin < kBins && at.count < max_count; ++bin) {
     const double sum = at.sum + bins_[bin].sum;
-    const int64_t count = at.count + bins_[bin].count;
+    const int64_t count = at.count + int64_t(bins_[bin].count);
     const bool is_last = bin == kBins - 1;
     if (!is_over(sum) && count < max_count && !is_last) {
       at.sum = sum;
@@ -257,7 +273,7 @@ const char* token_logprobs(const Logits& logits, const int64_t* tokens, const Lo
     const int64_t vocab = logits.vocab;
     const float best = kernels.largest(x, vocab);
     double total = best;
-    if (std::isfinite(best)) total += std::log(kernels.sum_weights(x, vocab, {best, 1.0, 0.0}));
+    if (std::isfinite(best)) total += std::log(kernels.sum_weights(x, vocab, {best, 1.0, 0.0, -HUGE_VALF}));
     out.chosen[row] = float(double(x[tokens[row]]) - total);
     out.rank[row] = 1 + kernels.count_before(x, vocab, tokens[row]);
     if (out.num_top == 0) return;

@@ -14,13 +14,14 @@ struct Weighing {
   float best;        // largest logit of the row
   double inverse_t;  // 1 / temperature
   double least;
+  float from;        // logits below it weigh nothing, or do not matter: they may be passed over
 };
 
-// Logits fall into bins by their distance from the best, times `scale`; the last takes the rest.
+// Logits fall into bins by their distance from the best, times a scale; the last takes the rest.
 constexpr int kBins = 1024;
-struct Bin {
-  double sum;  // of weights
-  int64_t count;
+struct alignas(16) Bin {
+  double sum;    // of weights
+  double count;  // NaN too, which only the last can hold
 };
 
 // Logits in a group share a cache line's lanes: lane l of group g covers 8 of them, 16 apart.
@@ -44,7 +45,7 @@ struct LogitKernels {
   double (*sum_weights)(const float* row, int64_t size, const Weighing& by);
   // Writes the weights of n values of keys.
   void (*weigh)(const Key* keys, int64_t n, const Weighing& by, double* to);
-  // Adds to bins, which are zero before.
+  // Adds to bins, which are zero before; logits below by.from may be missing.
   void (*fill_bins)(const float* row, int64_t size, const Weighing& by, float scale, Bin* bins);
   // How many values are over values[place], or equal and before it.
   int64_t (*count_before)(const float* row, int64_t size, int64_t place);

@@ -76,13 +76,8 @@ inline Pair load_last(const T* from, int64_t n) {
   return load_pair(part);
 }
 
-template <int M, int N, class T>
-inline void add_products(v16f (&sums)[M][N], const Pair (&x)[M], const Pair (&w)[N]) {
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n)
-      sums[m][n] = fma(x[m].second, w[n].second, fma(x[m].first, w[n].first, sums[m][n]));
+inline v16f add_products(v16f to, Pair x, Pair w) {
+  return fma(x.second, w.second, fma(x.first, w.first, to));
 }
 
 // M rows by N outputs: every product is summed in sixteen lanes along the width, then the lanes.
@@ -93,19 +88,23 @@ inline void dot_tile(const DotCall& call, int64_t row, int64_t output) {
   v16f sums[M][N] = {};
   int64_t at = 0;
   for (; at + kDotStep <= call.width; at += kDotStep) {
-    Pair rows[M], weights[N];
+    Pair rows[M];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) rows[m] = load_pair(x + m * call.x_stride + at);
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) weights[n] = load_pair(weight + n * call.width + at);
-    add_products<M, N, T>(sums, rows, weights);
+    for (int n = 0; n < N; ++n) {
+      const Pair w = load_pair(weight + n * call.width + at);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) sums[m][n] = add_products(sums[m][n], rows[m], w);
+    }
   }
   if (at < call.width) {
     const int64_t left = call.width - at;
-    Pair rows[M], weights[N];
-    for (int m = 0; m < M; ++m) rows[m] = load_last(x + m * call.x_stride + at, left);
-    for (int n = 0; n < N; ++n) weights[n] = load_last(weight + n * call.width + at, left);
-    add_products<M, N, T>(sums, rows, weights);
+    for (int m = 0; m < M; ++m) {
+      const Pair row = load_last(x + m * call.x_stride + at, left);
+      for (int n = 0; n < N; ++n)
+        sums[m][n] = add_products(sums[m][n], row, load_last(weight + n * call.width + at, left));
+    }
   }
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) call.to[(row + m) * call.to_stride + output + n] = sum(sums[m][n]);
