@@ -24,7 +24,7 @@ _AVX512 = [
     *("-mavx512vnni", "-mavx512bf16", "-mprefer-vector-width=512"),
 ]
 # Files that run on any processor, to find out what it is, must not use what it may lack.
-_PLAIN = ("api.cpp", "isa.cpp", "pool.cpp")
+_PLAIN = ("api.cpp", "api_logits.cpp", "isa.cpp", "pool.cpp")
 _FLAGS = {"avx512": _AVX512, "amx": [*_AVX512, "-mamx-tile", "-mamx-bf16", "-mamx-int8"]}
 
 

@@ -1,28 +1,15 @@
 // The C interface: checks every argument before any memory is touched. Each call gives null, or a
 // message that stands until the next call of this thread.
-#include <cstdarg>
-#include <cstdio>
 #include <cstdlib>
 
 #include "attend.h"
+#include "checks.h"
 #include "ops.h"
 #include "pack.h"
 
 using namespace fathom;
 
 namespace {
-
-thread_local char message[512];
-
-__attribute__((format(printf, 1, 2))) const char* fail(const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(message, sizeof message, format, arguments);
-  va_end(arguments);
-  return message;
-}
-
-bool is_aligned(const void* at, uintptr_t to) { return reinterpret_cast<uintptr_t>(at) % to == 0; }
 
 const char* check_matrix(const Matrix* m, const char* name) {
   if (m == nullptr || m->data == nullptr) return fail("%s: no matrix", name);
@@ -85,11 +72,6 @@ const char* check_batch(const Batch& batch, const Cache& cache) {
   }
   return nullptr;
 }
-
-const char* ready() { return isa() == nullptr ? fail("no kernels for this processor") : nullptr; }
-
-#define CHECK(call)                                \
-  if (const char* failed = (call)) return failed
 
 }  // namespace
 

@@ -49,6 +49,9 @@ struct Isa {
   void (*enter)();
   // Dot products of attention, see attend.h.
   const struct AttendKernels* attend;
+  // Small ops, see logits.h and rows.h.
+  const struct LogitKernels* logits;
+  const struct RowKernels* rows;
 };
 
 // Null where this processor cannot run it.

@@ -6,8 +6,10 @@
 // scratch for many; both give the same values.
 #include <immintrin.h>
 
-#include "isa.h"
 #include "attend_ops.h"
+#include "isa.h"
+#include "logit_ops.h"
+#include "row_kernels.h"
 #include "row_ops.h"
 #include "vec.h"
 
@@ -451,7 +453,8 @@ const Isa* isa_avx512() {
       prepare_row<128>,  norm_row,
       silu_mul_strip,    add_weighted_strip,
       round_strip,       nullptr,
-      &attend};
+      &attend,           &logit_kernels,
+      &row_kernels};
   return is_supported() ? &table : nullptr;
 }
 

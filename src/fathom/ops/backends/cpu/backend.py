@@ -16,12 +16,14 @@ from fathom.errors import EngineError
 from fathom.ops.api import Angles, Held, Norm, Weight
 from fathom.ops.backends.cpu import library
 from fathom.ops.backends.cpu.library import check
+from fathom.ops.backends.cpu.logits import CpuLogits
 from fathom.ops.backends.cpu.matrices import PackedMatrix, pack
+from fathom.ops.backends.cpu.rows import CpuRows
 from fathom.ops.batch import PagedBatch
 from fathom.ops.quant.qtensor import QTensor
 from fathom.ops.reference import ReferenceBackend
 from fathom.spec.formats import Format
-from fathom.spec.model import Mla, Moe
+from fathom.spec.model import Mla
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +43,7 @@ class _Plan:
     tensors: PagedBatch
 
 
-class CpuBackend(ReferenceBackend):
+class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
     """See `Backend`. Activations are bfloat16."""
 
     name = "cpu"
@@ -287,13 +289,6 @@ class CpuBackend(ReferenceBackend):
             )
         )
         return out
-
-    def route(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, moe: Moe
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Backend.route`."""
-        ids, weights = super().route(x, weight, bias, moe)
-        return ids.contiguous(), weights.contiguous()
 
 
 def _rows(x: torch.Tensor, name: str) -> tuple[int, int, int]:

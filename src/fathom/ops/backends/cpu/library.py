@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -87,6 +87,25 @@ class Source(ctypes.Structure):
     )
 
 
+class Router(ctypes.Structure):
+    """`struct Router` of csrc/rows.h."""
+
+    _fields_ = (
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("experts", c_int64),
+        ("width", c_int64),
+        ("is_wide", c_bool),
+        ("is_softmax", c_bool),
+        ("group_rank", c_int),
+        ("groups", c_int64),
+        ("groups_per_token", c_int64),
+        ("per_token", c_int64),
+        ("is_normalized", c_bool),
+        ("scale", c_float),
+    )
+
+
 _P, _I, _M = c_void_p, c_int64, POINTER(Matrix)
 _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "fathom_isa": (c_char_p, ()),
@@ -112,6 +131,16 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
         c_char_p,
         (_P, _I, _P, _P, POINTER(Cache), POINTER(Batch), _P, _P, c_int, c_float, _P),
     ),
+    "fathom_largest": (c_char_p, (_P, _I, _I, _I, _P)),
+    "fathom_sample": (c_char_p, (_P, _I, _I, _I, _I, _P, _P, _P, _P, _P, _P, _P)),
+    "fathom_token_logprobs": (c_char_p, (_P, _I, _I, _I, _P, _I, _P, _P, _P, _P)),
+    "fathom_mask": (c_char_p, (_P, _I, _I, _I, _P, _I)),
+    "fathom_add_biases": (c_char_p, (_P, _I, _I, _I, _I, _P, _P, _P)),
+    "fathom_penalize": (c_char_p, (_P, _I, _I, _I, _I, _P, _P, _P, _P, _P, _P)),
+    "fathom_route": (c_char_p, (_P, _I, _I, POINTER(Router), _P, _P)),
+    "fathom_embed": (c_char_p, (_P, _I, _P, _I, _I, _I, _P)),
+    "fathom_rope": (c_char_p, (_P, _I, _I, _I, _I, _I, _P, _P, c_int, _P)),
+    "fathom_silu_mul": (c_char_p, (_P, _I, _I, _I, _P)),
 }
 
 
