@@ -4,6 +4,5 @@
 namespace fathom {
 
 const Isa* isa_amx() { return nullptr; }
-const Isa* isa_avx2() { return nullptr; }
 
 }  // namespace fathom
