@@ -20,6 +20,10 @@ constexpr int kRegisters = 8;    // of eight outputs each, in a strip
 constexpr int64_t kActScratch = 1 << 15;  // of a tile call's scratch; weights come after it
 static_assert(kMaxRows * kBlock * 4 <= kActScratch && kMaxRows * kIntBlock * 2 <= kActScratch);
 
+// Keeps loads where they stand. The compiler would gather them at the top of a loop's body, where
+// they push sums out of the registers.
+inline void in_order() { asm volatile("" ::: "memory"); }
+
 // Calls body<rows, registers>(first row, first register): all rows by all outputs.
 template <int M, int C, class Body>
 inline void by_slices(int row, Body&& body) {
@@ -70,16 +74,19 @@ inline void sum_pairs(__m256 (&sums)[M][C], const Block& block, int row, int fir
           _mm256_slli_epi32(_mm256_load_si256((const __m256i*)(data + 32 * c)), 16));
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
+      in_order();
       const __m256 a = _mm256_broadcast_ss(acts + m * kBlock);
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) sums[m][c] = _mm256_fmadd_ps(a, b[c], sums[m][c]);
     }
+    in_order();
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c)
       b[c] = _mm256_castsi256_ps(
           _mm256_and_si256(_mm256_load_si256((const __m256i*)(data + 32 * c)), high_half));
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
+      in_order();
       const __m256 a = _mm256_broadcast_ss(acts + m * kBlock + 1);
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) sums[m][c] = _mm256_fmadd_ps(a, b[c], sums[m][c]);
@@ -220,6 +227,7 @@ void block_int8(const Block& block, int row, int first, float* out) {
       }
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
+        in_order();
         const __m256i a = _mm256_set1_epi32(acts[m * kRowStride + half]);
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c)
@@ -289,6 +297,7 @@ inline void sum_nibbles(__m256i (&sums)[M][C], const ActRow* rows, const Group& 
     }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
+      in_order();
       int32_t quad;
       std::memcpy(&quad, static_cast<const int8_t*>(rows[m].values) + element + 4 * i, 4);
       const __m256i a = _mm256_set1_epi32(quad);
