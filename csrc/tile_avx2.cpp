@@ -372,8 +372,7 @@ const Isa* isa_avx2() {
       false,           {tile_bf16, tile_fp8, tile_int8, tile_int4},
       prepare_row<0>,  norm_row,
       silu_mul_strip,  add_weighted_strip,
-      round_strip,     nullptr,
-      nullptr};
+      round_strip, nullptr};
   return is_supported() ? &table : nullptr;
 }
 
