@@ -1,4 +1,4 @@
-"""Packs the same values from two kinds of sources: the packed bytes, or the products, must agree."""
+"""Packs the same values from two kinds of sources: packed bytes, or products, must agree."""
 
 from __future__ import annotations
 

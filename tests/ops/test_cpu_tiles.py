@@ -1,6 +1,6 @@
-"""Compares the CPU's products with float64 ones of the same exact values, on all instruction sets.
+"""Compares the CPU's products with float64 ones of the same values, on all instruction sets.
 
-For int8 and int4 the activations are rounded here as the kernels round them, so that nothing but the
+For int8 and int4 the activations are rounded here as the kernels round them, so that only the
 last float32 steps may differ. Every row must have the bits that it has alone.
 """
 
