@@ -13,7 +13,7 @@ namespace {
 constexpr float kNothing = -INFINITY;
 
 // Sums over the width in ascending order, two values at a time: the order that VDPBF16PS has.
-void scores_portable(const KeyBlock& keys, const uint16_t* queries, int width, int blocks,
+[[maybe_unused]] void scores_portable(const KeyBlock& keys, const uint16_t* queries, int width, int blocks,
                      float* to) {
   for (int key = 0; key < keys.count; ++key)
     for (int b = 0; b < blocks; ++b) {

@@ -22,7 +22,7 @@ const Isa* isa() {
 }
 
 bool choose_isa(const char* name) {
-  for (const Isa* found : {isa_amx(), isa_avx512(), isa_avx2()})
+  for (const Isa* found : {isa_amx(), isa_avx512(), isa_avx2(), isa_amx_emulated()})
     if (found != nullptr && std::strcmp(found->name, name) == 0) {
       chosen = found;
       is_decided = true;

@@ -10,7 +10,7 @@ struct TileCall {
   const uint8_t* strip;
   const ActRow* rows;
   int num_rows;        // at most max_rows
-  float* out;          // [num_rows][64] float32, 64-byte aligned
+  float* out;          // [num_rows][64] float32 in room for kMaxRows rows, 64-byte aligned
   uint8_t* scratch;    // kTileScratch bytes of this thread
 };
 
@@ -45,8 +45,6 @@ struct Isa {
   void (*add_weighted)(float* sums, const float* values, float weight);
   // Rounds n <= 64 values to bfloat16.
   void (*round)(const float* values, int n, uint16_t* to);
-  // Prepares this thread for tile calls (AMX needs its tiles configured); null for nothing.
-  void (*enter)();
   // Dot products of attention, see attend.h.
   const struct AttendKernels* attend;
   // Small ops, see logits.h and rows.h.
@@ -58,6 +56,7 @@ struct Isa {
 const Isa* isa_amx();
 const Isa* isa_avx512();
 const Isa* isa_avx2();
+const Isa* isa_amx_emulated();  // as isa_amx, its tiles in plain C++: for tests, never the best
 
 // The best that this processor runs, or the one named by choose_isa; null for none.
 const Isa* isa();

@@ -72,7 +72,26 @@ inline ActRow prepare_bf16(const RowInput& in, const Matrix& matrix, uint8_t* to
   return {values, nullptr, nullptr};
 }
 
-// int8 with one scale for each `group` values. With an offset of 128 the bytes are unsigned.
+// The largest magnitude of row[first .. end), zeros beyond the row's end; NaN where there is one, for
+// bits of magnitudes are ordered as floats are, and NaN's stand above all.
+inline float largest_magnitude(const uint16_t* row, int64_t first, int64_t end, int64_t width) {
+  v16u most = {};
+  for (int64_t at = first; at < end && at < width; at += kLanes) {
+    const v16u bits = reinterpret_cast<v16u>(load_tail(row, at, width)) & 0x7fffffffu;
+    const v16u is_more = reinterpret_cast<v16u>(bits > most);
+    most = (bits & is_more) | (most & ~is_more);
+  }
+  uint32_t lanes[kLanes], best = 0;
+  std::memcpy(lanes, &most, sizeof lanes);
+  for (uint32_t lane : lanes) best = lane > best ? lane : best;
+  float magnitude;
+  std::memcpy(&magnitude, &best, 4);
+  return magnitude;
+}
+
+// int8 with one scale for each `group` values. With an offset of 128 the bytes are unsigned. A group
+// with a value that is infinite or no number gets zeros and a scale of NaN, which spoils its row's
+// sums and no others; one of values so small that their inverse overflows counts as zeros.
 inline ActRow prepare_int8(const RowInput& in, const Matrix& matrix, uint8_t* to, int offset) {
   const int64_t groups = act_groups(matrix), padded = act_value_bytes(matrix);
   const int64_t size = groups == 1 ? padded : matrix.group;
@@ -91,12 +110,15 @@ inline ActRow prepare_int8(const RowInput& in, const Matrix& matrix, uint8_t* to
   }
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * size, end = first + size;
-    v16f most = splat(0.0f);
-    for (int64_t at = first; at < end && at < in.width; at += kLanes)
-      most = vmax(vabs(load_tail(row, at, in.width)), most);
-    const float amax = largest(most);
-    const float inverse = amax > 0 ? 127.0f / amax : 0.0f;
-    scales[g] = amax > 0 ? amax / 127.0f : 0.0f;
+    const float amax = largest_magnitude(row, first, end, in.width);
+    const float inverse = 127.0f / amax;
+    if (!std::isfinite(amax) || !std::isfinite(inverse)) {
+      scales[g] = std::isfinite(amax) ? 0.0f : std::nanf("");
+      sums[g] = 0.0f;
+      std::memset(to + first, offset, size);
+      continue;
+    }
+    scales[g] = amax / 127.0f;
     v16i total = splat(0);
     for (int64_t at = first; at < end; at += kLanes) {
       const v16f x = at < in.width ? load_tail(row, at, in.width) : splat(0.0f);

@@ -6,12 +6,13 @@
 // scratch for many; both give the same values.
 #include <immintrin.h>
 
+#include "attend_avx512.h"
 #include "attend_ops.h"
 #include "isa.h"
 #include "logit_ops.h"
 #include "row_kernels.h"
 #include "row_ops.h"
-#include "vec.h"
+#include "widen_avx512.h"
 
 namespace fathom {
 namespace {
@@ -19,66 +20,6 @@ namespace {
 constexpr int kRows = 6;
 constexpr int kBlock = 128;  // inputs
 
-// The bfloat16 bits of e4m3 magnitudes 0 .. 127, split into their low and high bytes.
-struct Fp8Tables {
-  __m512i low[2], high[2];
-};
-
-uint16_t bf16_of_e4m3(int magnitude) {
-  const int exponent = magnitude >> 3, mantissa = magnitude & 7;
-  if (magnitude == 127) return 0x7fc0;  // NaN
-  const float value = exponent ? (8 + mantissa) * 0.125f : mantissa * 0.125f;
-  const int power = (exponent ? exponent : 1) - 7;
-  uint32_t bits = uint32_t(127 + power) << 23;
-  float scale;
-  std::memcpy(&scale, &bits, 4);
-  return float_to_bf16(value * scale);
-}
-
-const Fp8Tables& fp8_tables() {
-  static const Fp8Tables tables = [] {
-    alignas(64) uint8_t low[128], high[128];
-    for (int i = 0; i < 128; ++i) {
-      const uint16_t bits = bf16_of_e4m3(i);
-      low[i] = uint8_t(bits);
-      high[i] = uint8_t(bits >> 8);
-    }
-    Fp8Tables made;
-    for (int i = 0; i < 2; ++i) {
-      made.low[i] = _mm512_load_si512(low + 64 * i);
-      made.high[i] = _mm512_load_si512(high + 64 * i);
-    }
-    return made;
-  }();
-  return tables;
-}
-
-// 64 values of e4m3 as two registers of bfloat16, exact.
-struct Widen8 {
-  __m512i low0, low1, high0, high1, sign;
-  Widen8() {
-    const Fp8Tables& tables = fp8_tables();
-    low0 = tables.low[0];
-    low1 = tables.low[1];
-    high0 = tables.high[0];
-    high1 = tables.high[1];
-    sign = _mm512_set1_epi8(char(0x80));
-  }
-  void operator()(__m512i bytes, __m512i& first, __m512i& second) const {
-    const __m512i low = _mm512_permutex2var_epi8(low0, bytes, low1);
-    const __m512i magnitude = _mm512_permutex2var_epi8(high0, bytes, high1);
-    // magnitude | (bytes & sign)
-    const __m512i high = _mm512_ternarylogic_epi32(magnitude, bytes, sign, 0xf8);
-    first = _mm512_unpacklo_epi8(low, high);
-    second = _mm512_unpackhi_epi8(low, high);
-  }
-};
-
-inline __m512i pair_of(const void* row, int64_t element) {
-  int32_t pair;
-  std::memcpy(&pair, static_cast<const uint16_t*>(row) + element, 4);
-  return _mm512_set1_epi32(pair);
-}
 inline __m512i quad_of(const void* row, int64_t element) {
   int32_t quad;
   std::memcpy(&quad, static_cast<const uint8_t*>(row) + element, 4);
@@ -311,17 +252,6 @@ void tile_bf16(const TileCall& call) {
   }
 }
 
-void widen_fp8(const uint8_t* from, int64_t bytes, uint8_t* to) {
-  const Widen8 widen;
-  for (int64_t at = 0; at < bytes; at += 256, to += 512)
-    for (int j = 0; j < 4; ++j) {
-      __m512i first, second;
-      widen(_mm512_load_si512(from + at + 64 * j), first, second);
-      _mm512_store_si512(to + 64 * j, first);
-      _mm512_store_si512(to + 256 + 64 * j, second);
-    }
-}
-
 void tile_fp8(const TileCall& call) {
   const int64_t k_padded = call.matrix->k_padded();
   const float* scales = reinterpret_cast<const float*>(call.strip + k_padded * kStrip);
@@ -361,17 +291,6 @@ void tile_int8(const TileCall& call) {
   }
 }
 
-void widen_int4(const uint8_t* from, int64_t inputs, uint8_t* to) {
-  const __m512i mask = _mm512_set1_epi8(0x0f);
-  for (int64_t tile = 0; tile < inputs / kStep; ++tile, to += 4096)
-    for (int i = 0; i < 32; ++i, from += 64) {
-      const __m512i both = _mm512_load_si512(from);
-      _mm512_store_si512(to + 64 * i, _mm512_and_si512(both, mask));
-      _mm512_store_si512(to + 2048 + 64 * i,
-                         _mm512_and_si512(_mm512_srli_epi16(both, 4), mask));
-    }
-}
-
 void tile_int4(const TileCall& call) {
   const Matrix& matrix = *call.matrix;
   const int64_t unit = matrix.unit(), units = round_up(matrix.k_padded(), unit) / unit;
@@ -392,49 +311,6 @@ void tile_int4(const TileCall& call) {
   }
 }
 
-// Keys are rows, columns of sixteen queries are outputs: as above with fewer or more of either.
-template <int M, int B>
-void score_keys(const uint16_t* const* rows, const uint16_t* queries, int width, float* to) {
-  __m512 sums[M][B];
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int j = 0; j < B; ++j) sums[m][j] = _mm512_setzero_ps();
-  for (int d = 0; d < width; d += 2, queries += 32 * B) {
-    __m512bh b[B];
-#pragma GCC unroll 4
-    for (int j = 0; j < B; ++j) b[j] = (__m512bh)_mm512_loadu_si512(queries + 32 * j);
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      const __m512bh a = (__m512bh)pair_of(rows[m], d);
-#pragma GCC unroll 4
-      for (int j = 0; j < B; ++j) sums[m][j] = _mm512_dpbf16_ps(sums[m][j], a, b[j]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int j = 0; j < B; ++j) _mm512_store_ps(to + (m * B + j) * 16, sums[m][j]);
-}
-
-template <int M, int B>
-void score_all(const KeyBlock& keys, const uint16_t* queries, int width, float* to) {
-  int key = 0;
-  for (; key + M <= keys.count; key += M)
-    score_keys<M, B>(keys.rows + key, queries, width, to + key * B * 16);
-  for (; key < keys.count; ++key)
-    score_keys<1, B>(keys.rows + key, queries, width, to + key * B * 16);
-}
-
-void scores(const KeyBlock& keys, const uint16_t* queries, int width, int blocks, float* to) {
-  switch (blocks) {
-    case 1: return score_all<12, 1>(keys, queries, width, to);
-    case 2: return score_all<10, 2>(keys, queries, width, to);
-    case 3: return score_all<8, 3>(keys, queries, width, to);
-    default: return score_all<6, 4>(keys, queries, width, to);
-  }
-}
-
 bool is_supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -445,16 +321,15 @@ bool is_supported() {
 }  // namespace
 
 const Isa* isa_avx512() {
-  static const AttendKernels attend{scores,      weigh, interleave, rescale_add, merge,
-                                    finish,      rotate, read_fp8,  write_fp8};
+  static const AttendKernels attend{scores_avx512, weigh,  interleave, rescale_add, merge,
+                                    finish,        rotate, read_fp8,   write_fp8};
   static const Isa table{
       "avx512",          48,
       true,              {tile_bf16, tile_fp8, tile_int8, tile_int4},
       prepare_row<128>,  norm_row,
       silu_mul_strip,    add_weighted_strip,
-      round_strip,       nullptr,
-      &attend,           &logit_kernels,
-      &row_kernels};
+      round_strip,       &attend,
+      &logit_kernels,    &row_kernels};
   return is_supported() ? &table : nullptr;
 }
 

@@ -6,6 +6,8 @@
 #include <cstring>
 
 namespace fathom {
+// Without a name: every file needs its own copies, in its own instructions.
+namespace {
 
 constexpr int kLanes = 16;
 
@@ -112,4 +114,5 @@ inline v16f exp(v16f x) {
 inline v16f sigmoid(v16f x) { return 1.0f / (1.0f + exp(-x)); }
 inline v16f silu(v16f x) { return x / (1.0f + exp(-x)); }
 
+}  // namespace
 }  // namespace fathom
