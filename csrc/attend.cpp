@@ -17,7 +17,7 @@ struct Shape {
 // Some columns of one sequence and some splits of its keys.
 struct Item {
   int64_t sequence, first_column, columns, first_split, splits;
-  int64_t partial;  // where its result stands among the partial ones; -1: it is the whole
+  int64_t partial;  // floats before its result among the partial ones; -1: it is the whole
 };
 
 // A thread's memory for one item.
@@ -73,7 +73,8 @@ class Attention {
   void pack_queries(const Item& item, uint16_t* to) const;
   void add_values(const KeyBlock& keys, int columns, Workspace& space) const;
   void finish(const Item& item, const Found& found) const;
-  Found partial(int64_t index) const;
+  Found partial(int64_t floats) const;
+  int64_t floats_of(int64_t columns) const { return 2 * kColumns + columns * shape_.padded; }
 
   int64_t position(const Item& item, int64_t column) const {
     const Batch& batch = call_.batch;
@@ -89,7 +90,7 @@ class Attention {
   const Isa& isa_;
   std::vector<Item> items_;
   std::vector<Item> merges_;  // columns whose splits ran side by side; `partial`: the first of them
-  int64_t partials_ = 0;
+  int64_t partial_floats_ = 0;
   float* partial_memory_ = nullptr;
 };
 
@@ -108,9 +109,11 @@ void Attention::plan() {
         items_.push_back(whole);
         continue;
       }
-      merges_.push_back({s, first, count, 0, splits, partials_});
-      for (int64_t split = 0; split < splits; ++split)
-        items_.push_back({s, first, count, split, 1, partials_++});
+      merges_.push_back({s, first, count, 0, splits, partial_floats_});
+      for (int64_t split = 0; split < splits; ++split) {
+        items_.push_back({s, first, count, split, 1, partial_floats_});
+        partial_floats_ += floats_of(count);
+      }
     }
   }
   // The longest first, so that no thread is left with a long one at the end.
@@ -122,16 +125,14 @@ void Attention::plan() {
                    [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
 }
 
-Found Attention::partial(int64_t index) const {
-  const int64_t size = 2 * kColumns + kColumns * shape_.padded;
-  float* at = partial_memory_ + index * size;
+Found Attention::partial(int64_t floats) const {
+  float* at = partial_memory_ + floats;
   return {at, at + kColumns, at + 2 * kColumns};
 }
 
 bool Attention::run() {
-  if (partials_ > 0) {
-    const int64_t size = 2 * kColumns + kColumns * shape_.padded;
-    partial_memory_ = reinterpret_cast<float*>(arena(kArenaSums, partials_ * size * 4));
+  if (partial_floats_ > 0) {
+    partial_memory_ = reinterpret_cast<float*>(arena(kArenaSums, partial_floats_ * 4));
     if (partial_memory_ == nullptr) return false;
   }
   std::atomic<bool> has_memory{true};
@@ -148,7 +149,8 @@ bool Attention::run() {
     const Item& item = merges_[index];
     Found whole = partial(item.partial);
     for (int64_t split = 1; split < item.splits; ++split)
-      isa_.attend->merge(whole, partial(item.partial + split), int(item.columns), shape_.padded);
+      isa_.attend->merge(whole, partial(item.partial + split * floats_of(item.columns)),
+                          int(item.columns), shape_.padded);
     finish(item, whole);
   });
   return has_memory;

@@ -71,7 +71,7 @@ class EngineConfig:
         metadata=setting(
             "Number format of the latent KV cache.",
             "--kv-cache-dtype",
-            wanted="auto, float32 or bfloat16",
+            wanted="auto, float32, bfloat16 or fp8",
         ),
     )
     device: str = field(

@@ -16,7 +16,7 @@ class Fast(ReferenceBackend):
 
 
 def fast_supports(need: Need) -> Support:
-    if need.op not in ("mla_attend", "linear"):
+    if need.op not in ("mla_attend", "mla_write", "linear", "mlp", "experts"):
         return Support(0, "not implemented")
     if need.weights == "fp8_block":
         return Support(0, "no FP8 kernel")
@@ -24,7 +24,12 @@ def fast_supports(need: Need) -> Support:
 
 
 FAST = Candidate("fast", fast_supports, Fast)
-BOTH = (*CANDIDATES, FAST)
+REFERENCE = next(candidate for candidate in CANDIDATES if candidate.name == "reference")
+BOTH = (REFERENCE, FAST)
+
+
+def only_linear_supports(need: Need) -> Support:
+    return Support(10 if need.op == "linear" else 0, "products alone")
 
 
 def needs(weights: str = "bfloat16") -> tuple[Need, ...]:
@@ -43,7 +48,7 @@ def owner(method: object) -> Backend:
 
 
 def test_reference_meets_every_need() -> None:
-    selection = select_backends(needs("fp8_block"))
+    selection = select_backends(needs("fp8_block"), candidates=[REFERENCE])
     assert selection.ops.name == "reference"
     assert {choice.backend for choice in selection.choices} == {"reference"}
     assert {choice.need.weights for choice in selection.choices} == {"bfloat16", "fp8_block"}
@@ -53,11 +58,18 @@ def test_reference_meets_every_need() -> None:
 def test_best_score_wins_op_by_op_and_bound_ops_go_together() -> None:
     ops = select_backends(needs(), candidates=BOTH).ops
     assert ops.name == "reference+fast"
-    for method in (ops.linear, ops.mla_attend, ops.mla_plan, ops.mla_write):
+    for method in (ops.linear, ops.hold, ops.experts, ops.mla_attend, ops.mla_plan, ops.mla_write):
         assert owner(method).name == "fast"
-    assert owner(ops.experts).name == "reference"
+    assert owner(ops.route).name == "reference"
     every_op = {name for name in vars(Backend) if not name.startswith("_")} - {"name"}
     assert all(hasattr(ops, name) for name in every_op)
+
+
+def test_ops_that_share_weights_are_not_parted() -> None:
+    """A backend that packs weights for `linear` alone must not be handed the others' weights."""
+    part = Candidate("part", only_linear_supports, Fast)
+    selection = select_backends(needs(), candidates=(REFERENCE, part))
+    assert {choice.backend for choice in selection.choices} == {"reference"}
 
 
 def test_what_a_backend_lacks_goes_to_another() -> None:

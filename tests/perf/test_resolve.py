@@ -96,6 +96,8 @@ def test_asked_settings_are_used_and_said() -> None:
         "kv_cache_dtype": "bfloat16",
         "tensor_parallel_size": 2,
         "device": "cpu",
+        "quantization": "int8",
+        "ops_backend": "reference",
     }
     plan = plan_for(host(4096), **asked)
     assert plan.served_names == ("a", "b")
@@ -104,6 +106,7 @@ def test_asked_settings_are_used_and_said() -> None:
     assert (plan.run_ahead, plan.prefix_cache, plan.threads) == (0, False, 3)
     assert (plan.seed, plan.step_timeout_s, plan.layout.tp) == (11, 9.0, 2)
     assert (plan.compute_dtype, plan.kv_dtype, plan.device) == (BFLOAT16, BFLOAT16, "cpu")
+    assert (plan.quantization, plan.ops_backend) == ("int8", "reference")
     unasked = {one.field for one in plan.decisions if one.source != "asked"}
     assert unasked == {"model", "dequantize", "num_pages"}
 

@@ -85,11 +85,15 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate("reference", _reference_supports, ReferenceBackend),
 )
 
-# Ops that share a backend: they agree on a layout of weights or of the cache, or hand each other a
-# plan.
-_BOUND: Mapping[OpName, tuple[str, ...]] = {
-    "linear": ("linear", "mlp", "experts", "hold", "hold_experts"),
-    "mla_attend": ("mla_attend", "mla_plan", "mla_write", "hold_kv_b"),
+# Ops that go to one backend together, since they share a layout of weights or of the cache, or hand
+# each other a plan; and the further methods that belong to each group.
+_TOGETHER: tuple[tuple[OpName, ...], ...] = (
+    ("linear", "mlp", "experts"),
+    ("mla_attend", "mla_write"),
+)
+_FURTHER: Mapping[OpName, tuple[str, ...]] = {
+    "linear": ("hold", "hold_experts"),
+    "mla_attend": ("mla_plan", "hold_kv_b"),
 }
 _WITH_WEIGHTS: tuple[OpName, ...] = ("linear", "mlp", "experts")
 _PLAIN: tuple[OpName, ...] = (
@@ -101,6 +105,7 @@ _PLAIN: tuple[OpName, ...] = (
     "quantize_rows",
     "silu_mul",
     "mla_attend",
+    "mla_write",
     "route",
     "experts",
     "mask_logits",
@@ -136,7 +141,10 @@ def select_backends(
     """
     if forced is not None:
         candidates = [_named(forced, candidates)]
-    chosen = [(need, *_best(need, candidates, is_forced=forced is not None)) for need in needs]
+    chosen = [
+        (need, *_best(need, candidates, _group_of(need, needs), is_forced=forced is not None))
+        for need in needs
+    ]
     made = {candidate.name: candidate.make() for _, candidate, _ in chosen}
     backends = {need.op: made[candidate.name] for need, candidate, _ in chosen}
     choices = tuple(
@@ -153,10 +161,23 @@ def _named(name: str, candidates: Sequence[Candidate]) -> Candidate:
     raise ConfigError("backend of the ops", found=name, wanted=f"one of {names}")
 
 
+def _group_of(need: Need, needs: Sequence[Need]) -> Sequence[Need]:
+    """The needs that go to one backend with `need`, itself among them."""
+    for group in _TOGETHER:
+        if need.op in group:
+            return [one for one in needs if one.op in group]
+    return [need]
+
+
+def _supports_all(candidate: Candidate, needs: Sequence[Need]) -> Support:
+    """How well a backend meets all of a group: as well as the one that it meets worst."""
+    return min((candidate.supports(need) for need in needs), key=lambda support: support.score)
+
+
 def _best(
-    need: Need, candidates: Sequence[Candidate], *, is_forced: bool
+    need: Need, candidates: Sequence[Candidate], group: Sequence[Need], *, is_forced: bool
 ) -> tuple[Candidate, Support]:
-    answers = [(candidate, candidate.supports(need)) for candidate in candidates]
+    answers = [(candidate, _supports_all(candidate, group)) for candidate in candidates]
     best, support = max(answers, key=lambda answer: answer[1].score)
     if support.score > 0:
         return best, support
@@ -170,12 +191,12 @@ def _best(
 
 
 class _Joined:
-    """Ops of several backends under one name; bound ops go together."""
+    """Ops of several backends under one name."""
 
     def __init__(self, name: str, backends: Mapping[OpName, Backend]) -> None:
         self.name = name
         for op, backend in backends.items():
-            for method in _BOUND.get(op, (op,)):
+            for method in (op, *_FURTHER.get(op, ())):
                 setattr(self, method, getattr(backend, method))
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar, cast, get_args
 from fathom.config import EngineConfig
 from fathom.errors import ConfigError
 from fathom.spec.deepseek_params import check_tensor_parallel
-from fathom.spec.formats import BFLOAT16, FLOAT32, Format
+from fathom.spec.formats import BFLOAT16, FLOAT32, FP8_LATENT, Format
 from fathom.spec.hardware import Machine
 from fathom.spec.held import Quantization
 from fathom.spec.model import ModelSpec
@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 _MAX_SEQUENCES = {"cuda": 256, "cpu": 64}
 _BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}
+# vLLM's names of FP8 caches.
+_KV_FP8 = ("fp8", "fp8_e4m3", "fp8_ds_mla")
 _DTYPES = {"float32": FLOAT32, "float": FLOAT32, "bfloat16": BFLOAT16}
 
 
@@ -164,16 +166,26 @@ def asked_dtype(text: str, name: str) -> Format | None:
     raise ConfigError(name, found=repr(text), wanted=wanted)
 
 
-def choose_kv_dtype(notes: Notes, compute: Format) -> Format:
-    """The format of the cache. Raises: ConfigError where it is not that of the computation."""
+def choose_kv_dtype(notes: Notes, compute: Format, backend: str) -> Format:
+    """The format of the cache. Raises: ConfigError where the backend cannot attend to it."""
     name = "--kv-cache-dtype (kv_cache_dtype)"
-    asked = asked_dtype(notes.config.kv_cache_dtype, name)
+    text = notes.config.kv_cache_dtype
+    if text in _KV_FP8:
+        if backend == "cpu":
+            return notes.say("kv_dtype", FP8_LATENT, "as asked", "asked", shown=FP8_LATENT.name)
+        raise ConfigError(
+            name,
+            found=f"{text} on the {backend} backend, which attends in the computation's format",
+            wanted=f"auto or {compute.name}",
+        )
+    asked = asked_dtype(text, name)
     if asked not in (None, compute):
         raise ConfigError(
             name,
-            found=notes.config.kv_cache_dtype,
-            wanted=f"auto or {compute.name}, the format of the computation",
-            fix=f"leave it out, or give --dtype {notes.config.kv_cache_dtype} too",
+            found=text,
+            wanted=f"auto or {compute.name}, the format of the computation"
+            + (", or fp8" if backend == "cpu" else ""),
+            fix=f"leave it out, or give --dtype {text} too",
         )
     if asked is not None:
         return notes.say("kv_dtype", compute, "as asked", "asked", shown=compute.name)

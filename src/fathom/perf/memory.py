@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from fathom.spec.deepseek_params import parameter_table
-from fathom.spec.formats import Format
+from fathom.spec.formats import Format, kv_cell_bytes
 from fathom.spec.held import Quantization
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Layout, Shard
@@ -24,6 +24,10 @@ _STRIP_VALUES = 2**24
 _QUERY_TILE = 512
 # Values of latents that attention copies at a time, unless one sequence has more.
 GATHERED_VALUES = {"cpu": 2**19, "cuda": 2**26}
+# csrc/attend.h: keys of a split and of a block; csrc/ops.h: what a thread keeps for its tiles.
+_SPLIT_KEYS = 512
+_KEY_BLOCK = 128
+_TILE_BYTES = 2**18
 _PARTS = {
     "embed": "weights: embedding and head",
     "head": "weights: embedding and head",
@@ -84,7 +88,8 @@ def weight_lines(
 def page_bytes(spec: ModelSpec, kv_dtype: Format, page_size: int, num_drafts: int) -> int:
     """Bytes of a page of latents in all layers, MTP layers too where they draft."""
     layers = spec.num_layers + (spec.num_mtp_layers if num_drafts else 0)
-    return kv_dtype.num_bytes((layers, page_size, spec.mla.latent_dim))
+    cell = kv_cell_bytes(kv_dtype, spec.mla.kv_lora_rank, spec.mla.rope_dim)
+    return layers * page_size * cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +106,53 @@ class WorkingSet:
     max_model_len: int
     num_drafts: int
     quantization: Quantization | None = None
+    ops_backend: str = "reference"
+    threads: int = 1
 
     def activation_bytes(self) -> int:
         """Largest sum of the tensors alive at one time in a step, KV gathers apart."""
+        if self.ops_backend == "cpu":
+            return self._kernel_bytes()
         layer = max(self._attention_bytes(), self._mlp_bytes())
         return max(self._stream_bytes() + layer, self._logit_bytes()) + self._strip_bytes()
 
     def gather_bytes(self) -> int:
         """What attention copies at a time: one layer's latents of the longest sequence, or of a
         group of shorter ones."""
+        if self.ops_backend == "cpu":
+            return 0
         longest = ceil(self.max_model_len * _PADDING) * self.spec.mla.latent_dim
         return max(longest, GATHERED_VALUES[self.device]) * self._item_bytes
 
     @property
     def _item_bytes(self) -> int:
         return self.compute.bits // 8
+
+    def _kernel_bytes(self) -> int:
+        """What the CPU kernels keep: buffers that grow to the largest step and stay, and the
+        tensors between the ops. Source: the arenas of csrc/ops.h, each a quarter larger than was
+        asked of it at once.
+        """
+        spec, tokens, tp = self.spec, self.max_batch_tokens, self.layout.tp
+        mla, heads = spec.mla, spec.mla.num_heads // tp
+        rank = mla.kv_lora_rank
+        queries = tokens * heads * 2 * (mla.latent_dim + rank)
+        widest = max(spec.hidden_size, heads * mla.v_dim, spec.dense_intermediate_size // tp)
+        acts = tokens * max(3 * widest, heads * 3 * max(rank, mla.nope_dim))
+        inner = tokens * 2 * spec.dense_intermediate_size // tp
+        if spec.moe is not None:
+            slots = spec.moe.experts_per_token + spec.moe.num_shared_experts
+            inner = max(inner, tokens * slots * 2 * spec.moe.intermediate_size // tp)
+        # Sums of one op, or what splits of long contexts found, for each sequence and head.
+        splits = ceil(self.max_model_len / _SPLIT_KEYS)
+        found = self.max_sequences * splits * heads * 4 * (rank + 2)
+        arenas = queries + acts + 2 * inner + max(4 * tokens * spec.hidden_size, found)
+        own = _TILE_BYTES + _KEY_BLOCK * 2 * (2 * mla.latent_dim + 64 * 3) + 2 * 64 * 4 * rank
+        between = tokens * 2 * (4 * spec.hidden_size + (mla.q_lora_rank or 0) + mla.latent_dim)
+        between += tokens * heads * 2 * (mla.qk_dim + mla.v_dim)
+        rows = min(tokens, self.max_sequences * (1 + self.num_drafts))
+        logits = rows * spec.vocab_size * 2 * 4
+        return arenas * 5 // 4 + self.threads * own + between + logits
 
     def _stream_bytes(self) -> int:
         """The residual stream, what is added to it, its norm, and the norm's two float32 copies."""
@@ -127,7 +164,7 @@ class WorkingSet:
         mla, item = self.spec.mla, self._item_bytes
         heads = mla.num_heads // self.layout.tp
         per_token = (mla.q_lora_rank or 0) + mla.latent_dim
-        per_token += heads * (3 * mla.qk_dim + 2 * mla.v_dim)
+        per_token += heads * (2 * mla.qk_dim + mla.rope_dim + 2 * mla.v_dim)
         expanded = mla.nope_dim + mla.v_dim + mla.qk_dim + max(mla.qk_dim, mla.v_dim)
         keys = ceil((self.max_model_len + self.max_batch_tokens) * _PADDING)
         tile = min(_QUERY_TILE, self.max_batch_tokens) * keys * (1 + item)

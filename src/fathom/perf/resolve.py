@@ -117,7 +117,7 @@ def _fitter(notes: Notes, model: ModelSpec, machine: Machine, device: str, backe
         dequantize = notes.say("dequantize", False, "kernels read weights as stored", "machine")
     else:
         compute, dequantize = _formats(notes, model, device, is_roomy)
-    kv_dtype = choose_kv_dtype(notes, compute)
+    kv_dtype = choose_kv_dtype(notes, compute, backend)
     max_sequences, max_batch_tokens = choose_batch(notes, device, num_drafts)
     page_size = notes.setting("page_size", "block_size", config.block_size, "kernels read 64 best")
     working = WorkingSet(
@@ -131,6 +131,8 @@ def _fitter(notes: Notes, model: ModelSpec, machine: Machine, device: str, backe
         max_model_len=model.max_position,
         num_drafts=num_drafts,
         quantization=quantization,
+        ops_backend=backend,
+        threads=notes.config.threads or machine.num_cores,
     )
     return Fitter(kinds, working, kv_dtype, page_size, budget, config.kv_cache_memory_bytes)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Literal
 
-FormatName = Literal["float32", "bfloat16", "float16", "fp8_block", "int8", "int4"]
+FormatName = Literal["float32", "bfloat16", "float16", "fp8_block", "int8", "int4", "fp8_latent"]
 
 # Columns of a block that is a whole row, however long: wider than any matrix.
 WHOLE_ROW = 2**40
@@ -62,3 +62,15 @@ def int4_group(size: int) -> Format:
     if size not in INT4_GROUPS:
         raise ValueError(f"int4 groups have 32, 64 or 128 columns, not {size}")
     return Format("int4", 4, (1, size), 16, 8)
+
+
+# A cell of the latent cache in FP8: latents e4m3 with one float32 scale for each 128 of them, and
+# the rotated part of the key, which carries positions and rounds badly, in bfloat16.
+FP8_LATENT = Format("fp8_latent", 8, (1, 128), 32)
+
+
+def kv_cell_bytes(kv: Format, rank: int, rope: int) -> int:
+    """Bytes that the cache holds of one token in one layer: `rank` latents and `rope` values."""
+    if kv != FP8_LATENT:
+        return (rank + rope) * kv.bits // 8
+    return (rank + 3) // 4 * 4 + 4 * ceil(rank / 128) + 2 * rope
