@@ -43,6 +43,15 @@ class Client:
         finally:
             connection.close()
 
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON that answers `body`. Raises: FathomError."""
+        connection, response = self._ask("POST", path, dict(body))
+        try:
+            answer: dict[str, Any] = json.loads(response.read())
+            return answer
+        finally:
+            connection.close()
+
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The events that answer `body`. Closing the iterator hangs up, which stops the server.
 

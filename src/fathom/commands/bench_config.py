@@ -1,0 +1,289 @@
+"""What was asked of a benchmark: every setting, documented once; flags follow from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from fathom.config import check_setting, setting
+from fathom.errors import ConfigError
+
+DATASETS = (
+    *("random", "prefix_repetition", "multi_turn"),
+    *("sharegpt", "custom", "burstgpt", "timed_trace"),
+)
+FROM_A_FILE = ("sharegpt", "custom", "burstgpt", "timed_trace")
+BACKENDS = {
+    **dict.fromkeys(("openai", "vllm", "sglang", "sglang-oai"), "completions"),
+    **dict.fromkeys(("openai-chat", "vllm-chat", "sglang-oai-chat"), "chat"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetConfig:
+    """What is asked of the server or engine."""
+
+    dataset_name: str = field(
+        default="random",
+        metadata=setting("Where requests come from.", "--dataset-name", wanted=", ".join(DATASETS)),
+    )
+    dataset_path: str | None = field(
+        default=None,
+        metadata=setting(
+            "File of sharegpt (JSON), custom or timed_trace (JSON lines), burstgpt (CSV).",
+            "--dataset-path",
+        ),
+    )
+    num_prompts: int = field(
+        default=1000, metadata=setting("Requests.", "--num-prompts", "--num-prompt")
+    )
+    input_len: int | None = field(
+        default=None,
+        metadata=setting(
+            "Tokens of a prompt, for random and prefix_repetition (its suffix).",
+            "--input-len",
+            unit="tokens",
+        ),
+    )
+    output_len: int | None = field(
+        default=None,
+        metadata=setting(
+            "Tokens of an answer at most, for any dataset.", "--output-len", unit="tokens"
+        ),
+    )
+    random_input_len: int = field(
+        default=1024,
+        metadata=setting(
+            "Tokens of a random prompt.", "--random-input-len", "--random-input", unit="tokens"
+        ),
+    )
+    random_output_len: int = field(
+        default=128,
+        metadata=setting(
+            "Tokens of an answer to one.", "--random-output-len", "--random-output", unit="tokens"
+        ),
+    )
+    random_range_ratio: float = field(
+        default=0.0,
+        metadata=setting(
+            "Draws both lengths evenly from len * [1 - r, 1 + r].",
+            "--random-range-ratio",
+            wanted="a number in [0, 1)",
+        ),
+    )
+    random_prefix_len: int = field(
+        default=0,
+        metadata=setting(
+            "Tokens that open every random prompt, before its own.",
+            "--random-prefix-len",
+            "--prefix-len",
+            unit="tokens",
+        ),
+    )
+    prefix_repetition_prefix_len: int = field(
+        default=256,
+        metadata=setting(
+            "Tokens of a shared prefix.",
+            "--prefix-repetition-prefix-len",
+            "--gsp-system-prompt-len",
+            unit="tokens",
+        ),
+    )
+    prefix_repetition_suffix_len: int = field(
+        default=256,
+        metadata=setting(
+            "Tokens after it.",
+            "--prefix-repetition-suffix-len",
+            "--gsp-question-len",
+            unit="tokens",
+        ),
+    )
+    prefix_repetition_num_prefixes: int = field(
+        default=10,
+        metadata=setting(
+            "Different prefixes.", "--prefix-repetition-num-prefixes", "--gsp-num-groups"
+        ),
+    )
+    prefix_repetition_output_len: int = field(
+        default=128,
+        metadata=setting(
+            "Tokens of an answer.",
+            "--prefix-repetition-output-len",
+            "--gsp-output-len",
+            unit="tokens",
+        ),
+    )
+    multi_turn_num_turns: int = field(
+        default=4, metadata=setting("Turns of a conversation.", "--multi-turn-num-turns")
+    )
+    multi_turn_input_len: int = field(
+        default=128,
+        metadata=setting("New tokens in a turn.", "--multi-turn-input-len", unit="tokens"),
+    )
+    multi_turn_output_len: int = field(
+        default=128,
+        metadata=setting("Tokens of an answer.", "--multi-turn-output-len", unit="tokens"),
+    )
+    multi_turn_think_time: float = field(
+        default=1.0,
+        metadata=setting(
+            "Time between an answer and the next turn.", "--multi-turn-think-time", unit="seconds"
+        ),
+    )
+    sharegpt_output_len: int | None = field(
+        default=None,
+        metadata=setting(
+            "Tokens of an answer; as in the file where not given.",
+            "--sharegpt-output-len",
+            unit="tokens",
+        ),
+    )
+    custom_output_len: int | None = field(
+        default=256,
+        metadata=setting(
+            "Tokens of an answer; -1 takes each line's output_tokens.",
+            "--custom-output-len",
+            unit="tokens",
+        ),
+    )
+    shuffle: bool = field(
+        default=True, metadata=setting("Shuffle the requests of a file by the seed.", "--shuffle")
+    )
+    oversample: bool = field(
+        default=True,
+        metadata=setting("Repeat requests of a file that has too few.", "--oversample"),
+    )
+
+    def __post_init__(self) -> None:
+        check = partial(check_setting, DatasetConfig)
+        name, path = self.dataset_name, self.dataset_path
+        check("dataset_name", name in DATASETS, name, f"one of {', '.join(DATASETS)}")
+        is_file = name in FROM_A_FILE
+        check("dataset_path", (path is not None) == is_file, path, f"a file with {FROM_A_FILE}")
+        check("num_prompts", self.num_prompts >= 1, self.num_prompts, "1 or more")
+        for one in ("input_len", "output_len", "sharegpt_output_len", "custom_output_len"):
+            value = getattr(self, one)
+            check(one, value is None or value >= 1, value, "1 or more")
+
+
+_GENERATED = ("random", "prefix_repetition", "multi_turn")
+# Settings that mean something with these datasets only.
+_ONLY_WITH: dict[str, tuple[str, ...]] = {
+    **{f"{name}_": (name,) for name in (*_GENERATED, "sharegpt", "custom")},
+    "input_len": _GENERATED,
+    "shuffle": ("sharegpt", "custom", "burstgpt"),
+    "oversample": ("sharegpt", "custom", "burstgpt"),
+    "self_timed": ("timed_trace",),
+}
+
+
+def check_given(dataset_name: str, given: Iterable[str]) -> None:
+    """Raises: ConfigError for a setting (by its field's name) that this dataset has no use for."""
+    for name in given:
+        for start, datasets in _ONLY_WITH.items():
+            if name.startswith(start) and dataset_name not in datasets:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} says nothing about this dataset",
+                    found=f"--dataset-name {dataset_name}",
+                    wanted=" or ".join(datasets),
+                    fix="leave it out",
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficConfig:
+    """When requests come, and how they are put."""
+
+    request_rate: float = field(
+        default=math.inf,
+        metadata=setting(
+            "Requests a second; inf sends all at once, or as --max-concurrency lets them.",
+            "--request-rate",
+        ),
+    )
+    burstiness: float = field(
+        default=1.0,
+        metadata=setting(
+            "Shape of the gamma distributed gaps: 1 is Poisson, less is burstier, inf a beat.",
+            "--burstiness",
+        ),
+    )
+    burst_size: int = field(
+        default=1, metadata=setting("Requests that come at once, at the same rate.", "--burst-size")
+    )
+    max_concurrency: int | None = field(
+        default=None,
+        metadata=setting(
+            "Most requests at once. With a rate, those that wait are late by the schedule; "
+            "without, this is a closed loop.",
+            "--max-concurrency",
+        ),
+    )
+    ramp_up_strategy: str | None = field(
+        default=None,
+        metadata=setting(
+            "How the rate grows, instead of --request-rate.",
+            "--ramp-up-strategy",
+            wanted="linear or exponential",
+        ),
+    )
+    ramp_up_start_rps: float | None = field(
+        default=None, metadata=setting("Rate at the start.", "--ramp-up-start-rps")
+    )
+    ramp_up_end_rps: float | None = field(
+        default=None, metadata=setting("Rate at the end.", "--ramp-up-end-rps")
+    )
+    self_timed: bool = field(
+        default=True,
+        metadata=setting("Take arrivals from a timed_trace, not from a rate.", "--self-timed"),
+    )
+    num_warmups: int = field(
+        default=0,
+        metadata=setting(
+            "Requests of the same kind that are sent before and not counted.",
+            "--num-warmups",
+            "--warmup-requests",
+        ),
+    )
+    ready_check_timeout_sec: float = field(
+        default=0.0,
+        metadata=setting(
+            "Wait this long for the server to answer a request; 0 does not ask.",
+            "--ready-check-timeout-sec",
+            unit="seconds",
+        ),
+    )
+    request_timeout: float = field(
+        default=600.0,
+        metadata=setting(
+            "A request that takes longer from its sending has failed.",
+            "--request-timeout",
+            unit="seconds",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check = partial(check_setting, TrafficConfig)
+        for name in ("request_rate", "burstiness", "request_timeout"):
+            value = getattr(self, name)
+            check(name, value > 0, value, "a number over 0")
+        for name in ("burst_size", "max_concurrency"):
+            value = getattr(self, name)
+            check(name, value is None or value >= 1, value, "1 or more")
+        check("num_warmups", self.num_warmups >= 0, self.num_warmups, "0 or more")
+        timeout = self.ready_check_timeout_sec
+        check("ready_check_timeout_sec", 0 <= timeout < math.inf, timeout, "0 or more")
+        check("burst_size", self.burst_size == 1 or self.burstiness == 1, self.burst_size,
+              "1 with --burstiness")  # fmt: skip
+        ramp, ends = self.ramp_up_strategy, (self.ramp_up_start_rps, self.ramp_up_end_rps)
+        has_gaps = self.burstiness != 1 or self.burst_size != 1
+        check("burstiness", not has_gaps or self.request_rate < math.inf, self.burstiness,
+              "1, and no --burst-size, unless --request-rate is given")  # fmt: skip
+        is_ramp = ramp in ("linear", "exponential") and None not in ends
+        check("ramp_up_strategy", is_ramp or (ramp is None and ends == (None, None)), ramp,
+              "linear or exponential, with --ramp-up-start-rps and --ramp-up-end-rps")  # fmt: skip
+        is_plain = math.isinf(self.request_rate)
+        check("ramp_up_strategy", ramp is None or is_plain, ramp,
+              "no --request-rate beside it")  # fmt: skip

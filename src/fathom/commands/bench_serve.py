@@ -1,0 +1,207 @@
+"""`fathom bench serve`: puts a load on a server and prints what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import uvloop
+
+from fathom.commands.bench_ask import asking_of, client_headers, dialect_of, origin_of
+from fathom.commands.bench_config import DatasetConfig, TrafficConfig, check_given
+from fathom.commands.bench_facts import machine_facts
+from fathom.commands.bench_foreign import SERVE_FOREIGN
+from fathom.commands.bench_load import make_requests, make_workload, warmup_requests
+from fathom.commands.bench_save import save, wanted_of
+from fathom.commands.bench_target import ResultConfig, SamplingConfig, TargetConfig
+from fathom.commands.bench_tokens import Tokens, tokens_of
+from fathom.commands.client import Client
+from fathom.commands.flags import FlagParser, add_flags, from_flags
+from fathom.commands.foreign import translate
+from fathom.config import environment_api_key
+from fathom.errors import ConfigError, UnavailableError
+from fathom.perf.client_load import ClientLoad, ClientLoadMeter
+from fathom.perf.drive import WallClock, drive
+from fathom.perf.http_stream import HttpClient
+from fathom.perf.openai_stream import Asking, OpenAISender
+from fathom.perf.report import Report
+from fathom.perf.result import detailed, result, table
+from fathom.perf.workload import LoadRequest, Workload
+
+_DOC = """\
+Puts a load on a server that speaks OpenAI's API, and prints latencies and throughput.
+
+  fathom bench serve --num-prompts 100 --request-rate 4 --random-input-len 64 --ignore-eos
+
+A request's latency is counted from when it was due, not from when it could be sent; without a
+rate, --max-concurrency makes a closed loop, whose latencies are counted from the sending."""
+EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
+_RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchServe:
+    """Everything that was asked."""
+
+    dataset: DatasetConfig
+    traffic: TrafficConfig
+    target: TargetConfig
+    sampling: SamplingConfig
+    results: ResultConfig
+    seed: int
+
+
+GROUPS: tuple[tuple[str, type[Any]], ...] = (
+    ("dataset", DatasetConfig),
+    ("traffic", TrafficConfig),
+    ("target", TargetConfig),
+    ("sampling", SamplingConfig),
+    ("results", ResultConfig),
+)
+
+
+def parse(arguments: list[str]) -> tuple[BenchServe, list[str]]:
+    """What was asked, and notes on foreign flags. Raises: ConfigError."""
+    own, notes = translate(arguments, SERVE_FOREIGN)
+    parser = FlagParser("bench serve", _DOC)
+    parser.know(name for entry in SERVE_FOREIGN for name in entry.names)
+    for title, config in GROUPS:
+        add_flags(parser, config, title)
+    parser.add_argument("--seed", type=int, default=0, help="of prompts and arrivals. Default: 0.")
+    namespace = parser.parse(own)
+    check_given(getattr(namespace, "dataset_name", "random"), vars(namespace))
+    parts = {title: from_flags(config, namespace) for title, config in GROUPS}
+    return BenchServe(**parts, seed=namespace.seed), notes
+
+
+def main(arguments: list[str]) -> int:
+    """Measure; 0 where every request was answered whole."""
+    asked, notes = parse(arguments)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    wanted = wanted_of(asked.results)  # before the load, which may take long
+    target = asked.target
+    origin, key = origin_of(target), target.api_key or environment_api_key()
+    client = Client(origin.url, key)
+    served = target.served_model_name or target.model or _first_model(client)
+    tokens = tokens_of(target.tokenizer, target.model, client, served)
+    as_text = dialect_of(target) == "chat"
+    requests = make_requests(asked.dataset, tokens, asked.seed, as_text=as_text)
+    workload = make_workload(
+        requests, asked.traffic, asked.seed, is_timed=asked.dataset.dataset_name == "timed_trace"
+    )
+    asking = asking_of(asked.target, asked.sampling, served, asked.traffic.request_timeout,
+                       keeps_text=asked.results.save_detailed)  # fmt: skip
+    clock = WallClock()
+    http = HttpClient(
+        origin, client_headers(target, key), clock.now_s, verify_tls=target.verify_tls
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        report, load = runner.run(_measure(asked, workload, tokens, asking, http, clock))
+    told = result(report, wanted) | load.told(sum(one.output_tokens for one in report.complete))
+    print(table(told, wanted))
+    _say_doubts(report, workload, load)
+    if asked.results.save_result or asked.results.append_result:
+        told |= {"workload_sha256": workload.digest(), "machine": machine_facts()}
+        more = detailed(report.records) if asked.results.save_detailed else {}
+        path = save(told | more, asked.results, asked.traffic, target, asked.dataset, served)
+        print(f"written: {path}")
+    if report.is_interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_SOME_FAILED if told["failed"] else 0
+
+
+def _first_model(client: Client) -> str:
+    models = client.get("/v1/models").get("data") or []
+    if not models:
+        raise ConfigError("--model", found=f"no model at {client.url}", fix="--model NAME")
+    return str(models[0]["id"])
+
+
+async def _measure(
+    asked: BenchServe,
+    workload: Workload,
+    tokens: Tokens,
+    asking: Asking,
+    http: HttpClient,
+    clock: WallClock,
+) -> tuple[Report, ClientLoad]:
+    traffic, as_text = asked.traffic, asking.dialect == "chat"
+    spare = warmup_requests(
+        workload.requests, max(1, traffic.num_warmups), tokens, asked.seed, as_text=as_text
+    ) if traffic.num_warmups or traffic.ready_check_timeout_sec else []  # fmt: skip
+    sender = OpenAISender(http, asking, clock.now_s)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with suppress(NotImplementedError):
+        loop.add_signal_handler(signal.SIGINT, stop.set)
+    try:
+        if traffic.ready_check_timeout_sec:
+            await _until_ready(http, asking, spare[0], clock, traffic.ready_check_timeout_sec, stop)
+        if traffic.num_warmups and not stop.is_set():
+            warm = Workload(requests=tuple(spare), max_concurrency=traffic.max_concurrency)
+            _check_warm(await drive(warm, sender, clock, stop=stop))
+        async with ClientLoadMeter(clock.now_s) as meter:
+            report = await drive(workload, sender, clock, stop=stop)
+        return report, meter.load
+    finally:
+        http.close()
+
+
+async def _until_ready(
+    http: HttpClient,
+    asking: Asking,
+    request: LoadRequest,
+    clock: WallClock,
+    timeout_s: float,
+    stop: asyncio.Event,
+) -> None:
+    """Ask for one token until there is one. Raises: UnavailableError."""
+    deadline_s = clock.now_s() + timeout_s
+    while not stop.is_set():
+        rest_s = deadline_s - clock.now_s()
+        sender = OpenAISender(http, replace(asking, timeout_s=max(0.1, rest_s)), clock.now_s)
+        answer = await sender(0, replace(request, output_len=1))
+        if not answer.error_kind:
+            return
+        may_pass = answer.error_kind in ("no connection", "broken stream", "HTTP 503", "HTTP 429")
+        if not may_pass or clock.now_s() + _RETRY_S > deadline_s:
+            raise UnavailableError(
+                f"the server was not ready within {timeout_s:g} s" if may_pass
+                else "the server does not answer as it should",
+                found=f"{answer.error_kind}: {answer.error}",
+                fix="fathom serve, or --ready-check-timeout-sec",
+            )  # fmt: skip
+        await clock.sleep(_RETRY_S)
+
+
+def _check_warm(report: Report) -> None:
+    if report.records and not report.complete:
+        kind, (_, message) = next(iter(report.errors().items()))
+        raise UnavailableError("no warm-up request was answered", found=f"{kind}: {message}")
+
+
+def _say_doubts(report: Report, workload: Workload, load: ClientLoad) -> None:
+    """What makes the numbers mean less than they seem to."""
+    doubts = []
+    if report.is_interrupted:
+        doubts.append(
+            f"interrupted: {len(report.records)} of {len(workload.requests)} requests were sent"
+        )
+    if load.is_bound:
+        doubts.append(
+            f"client-bound: this process used {load.cpu_share:.0%} of a core and was up to "
+            f"{load.max_lag_s * 1000:.0f} ms late; the numbers are not the server's alone"
+        )
+    asked = sum(workload.requests[one.index].output_len for one in report.complete)
+    got = sum(one.output_tokens for one in report.complete)
+    if got < asked:
+        doubts.append(f"answers ended early: {got} of {asked} tokens (--ignore-eos)")
+    if report.is_closed:
+        doubts.append("a closed loop asks a slow server less: for latencies give --request-rate")
+    for doubt in doubts:
+        print(f"note: {doubt}", file=sys.stderr)
