@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import uvloop
@@ -16,6 +16,7 @@ from fathom.commands.bench_config import DatasetConfig, TrafficConfig, check_giv
 from fathom.commands.bench_facts import machine_facts
 from fathom.commands.bench_foreign import SERVE_FOREIGN
 from fathom.commands.bench_load import make_requests, make_workload, warmup_requests
+from fathom.commands.bench_ready import served_name, until_it_answers
 from fathom.commands.bench_save import save, wanted_of
 from fathom.commands.bench_target import ResultConfig, SamplingConfig, TargetConfig
 from fathom.commands.bench_tokens import Tokens, tokens_of
@@ -23,14 +24,14 @@ from fathom.commands.client import Client
 from fathom.commands.flags import FlagParser, add_flags, from_flags
 from fathom.commands.foreign import translate
 from fathom.config import environment_api_key
-from fathom.errors import ConfigError, UnavailableError
+from fathom.errors import UnavailableError
 from fathom.perf.client_load import ClientLoad, ClientLoadMeter
 from fathom.perf.drive import WallClock, drive
 from fathom.perf.http_stream import HttpClient
 from fathom.perf.openai_stream import Asking, OpenAISender
 from fathom.perf.report import Report
 from fathom.perf.result import detailed, result, table
-from fathom.perf.workload import LoadRequest, Workload
+from fathom.perf.workload import Workload
 
 _DOC = """\
 Puts a load on a server that speaks OpenAI's API, and prints latencies and throughput.
@@ -40,7 +41,6 @@ Puts a load on a server that speaks OpenAI's API, and prints latencies and throu
 A request's latency is counted from when it was due, not from when it could be sent; without a
 rate, --max-concurrency makes a closed loop, whose latencies are counted from the sending."""
 EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
-_RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
     target = asked.target
     origin, key = origin_of(target), target.api_key or environment_api_key()
     client = Client(origin.url, key)
-    served = target.served_model_name or target.model or _first_model(client)
+    served = served_name(client, target, asked.traffic.ready_check_timeout_sec)
     tokens = tokens_of(target.tokenizer, target.model, client, served)
     as_text = dialect_of(target) == "chat"
     requests = make_requests(asked.dataset, tokens, asked.seed, as_text=as_text)
@@ -115,13 +115,6 @@ def main(arguments: list[str]) -> int:
     return EXIT_SOME_FAILED if told["failed"] else 0
 
 
-def _first_model(client: Client) -> str:
-    models = client.get("/v1/models").get("data") or []
-    if not models:
-        raise ConfigError("--model", found=f"no model at {client.url}", fix="--model NAME")
-    return str(models[0]["id"])
-
-
 async def _measure(
     asked: BenchServe,
     workload: Workload,
@@ -141,7 +134,8 @@ async def _measure(
         loop.add_signal_handler(signal.SIGINT, stop.set)
     try:
         if traffic.ready_check_timeout_sec:
-            await _until_ready(http, asking, spare[0], clock, traffic.ready_check_timeout_sec, stop)
+            timeout_s = traffic.ready_check_timeout_sec
+            await until_it_answers(http, asking, spare[0], clock, timeout_s, stop)
         if traffic.num_warmups and not stop.is_set():
             warm = Workload(requests=tuple(spare), max_concurrency=traffic.max_concurrency)
             _check_warm(await drive(warm, sender, clock, stop=stop))
@@ -150,33 +144,6 @@ async def _measure(
         return report, meter.load
     finally:
         http.close()
-
-
-async def _until_ready(
-    http: HttpClient,
-    asking: Asking,
-    request: LoadRequest,
-    clock: WallClock,
-    timeout_s: float,
-    stop: asyncio.Event,
-) -> None:
-    """Ask for one token until there is one. Raises: UnavailableError."""
-    deadline_s = clock.now_s() + timeout_s
-    while not stop.is_set():
-        rest_s = deadline_s - clock.now_s()
-        sender = OpenAISender(http, replace(asking, timeout_s=max(0.1, rest_s)), clock.now_s)
-        answer = await sender(0, replace(request, output_len=1))
-        if not answer.error_kind:
-            return
-        may_pass = answer.error_kind in ("no connection", "broken stream", "HTTP 503", "HTTP 429")
-        if not may_pass or clock.now_s() + _RETRY_S > deadline_s:
-            raise UnavailableError(
-                f"the server was not ready within {timeout_s:g} s" if may_pass
-                else "the server does not answer as it should",
-                found=f"{answer.error_kind}: {answer.error}",
-                fix="fathom serve, or --ready-check-timeout-sec",
-            )  # fmt: skip
-        await clock.sleep(_RETRY_S)
 
 
 def _check_warm(report: Report) -> None:

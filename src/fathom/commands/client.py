@@ -106,4 +106,5 @@ def _failure(response: http.client.HTTPResponse) -> FathomError:
         message = str(json.loads(raw)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = raw[:200].decode("utf-8", "replace")
-    return FathomError(f"the server refused (HTTP {response.status}): {message}")
+    kind = UnavailableError if response.status == 503 else FathomError
+    return kind(f"the server refused (HTTP {response.status}): {message}")

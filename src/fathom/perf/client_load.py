@@ -15,6 +15,8 @@ _TICK_S = 0.05
 # Above these the client may be what is measured: queueing in a process that is busy for seven
 # tenths of the time more than triples its own service time, and ITLs are of the order of 10 ms.
 MAX_CPU_SHARE, MAX_LAG_S = 0.7, 0.1
+# What a run takes to begin and to end says nothing yet.
+MIN_CPU_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class ClientLoad:
     @property
     def is_bound(self) -> bool:
         """Whether the client may be what was measured."""
-        return self.cpu_share > MAX_CPU_SHARE or self.p99_lag_s > MAX_LAG_S
+        is_busy = self.cpu_share > MAX_CPU_SHARE and self.cpu_s > MIN_CPU_S
+        return is_busy or self.p99_lag_s > MAX_LAG_S
 
     def told(self, num_tokens: int) -> dict[str, Any]:
         """For the result file."""

@@ -127,7 +127,7 @@ def _lines(told: Mapping[str, Any], wanted: Wanted) -> Iterator[str]:
     yield _row("Peak concurrent requests:", told["max_concurrent_requests"])
     yield _row("Total token throughput (tok/s):", told["total_token_throughput"])
     yield _row("Latency counted from:", told["latency_counted_from"])
-    for metric in wanted.metrics:
+    for metric in wanted.metrics if told["completed"] else ():
         name, title = TITLES[metric]
         yield f"{title:-^{_WIDTH}}"
         yield _row(f"Mean {name} (ms):", told[f"mean_{metric}_ms"])
