@@ -82,6 +82,7 @@ async def drive(
     return Report(
         records=records,
         duration_s=ended_s - run.began_s,
+        began_s=run.began_s,
         is_closed=workload.is_closed,
         is_interrupted=is_interrupted,
     )

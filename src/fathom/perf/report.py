@@ -82,11 +82,13 @@ METRICS = (*PER_REQUEST, "itl")
 class Report:
     """A run: its records and how long it took from the start to the last end.
 
-    `is_closed` says that there was no schedule; `is_interrupted` that somebody ended it early.
+    `is_closed` says that there was no schedule; `is_interrupted` that somebody ended it early;
+    `began_s` is the start on the clock that measured.
     """
 
     records: tuple[RequestRecord, ...]
     duration_s: float
+    began_s: float = 0.0
     is_closed: bool = False
     is_interrupted: bool = False
 
