@@ -40,6 +40,7 @@ class Script:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     written_s: list[list[float]] = field(default_factory=list)
+    open: set[asyncio.Transport] = field(default_factory=set)
     num_connections: int = 0
     num_out: int = 0
     most_out: int = 0
@@ -55,8 +56,10 @@ class Stream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
         self._script.num_connections += 1
+        self._script.open.add(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._script.open.discard(self._transport)
         if self._answering is not None:
             self._answering.cancel()
 
@@ -146,6 +149,15 @@ async def start(script: Script) -> tuple[asyncio.Server, int]:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Stream(script), "127.0.0.1", 0, backlog=4096)
     return server, server.sockets[0].getsockname()[1]
+
+
+async def stop(server: asyncio.Server, script: Script) -> None:
+    """End it and every connection."""
+    server.close()
+    for transport in script.open:
+        transport.abort()
+    while script.open:
+        await asyncio.sleep(0)
 
 
 async def _serve(script: Script) -> None:

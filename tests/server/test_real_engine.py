@@ -258,3 +258,33 @@ def test_the_end_by_signal_and_by_accident() -> None:
         _, told = server.process.communicate(timeout=WAIT_S)
         assert server.process.returncode == 6
         assert "engine" in told
+
+
+def test_the_benchmark_of_the_served_model(server: Server, tmp_path: Path) -> None:
+    """Without a tokenizer's files: the client asks the server for tokens. What it counts is what
+    the server's own counters count."""
+
+    def counters() -> tuple[float, float]:
+        return server.gauge("prompt_tokens_total"), server.gauge("generation_tokens_total")
+
+    before = counters()
+    path = tmp_path / "result.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "fathom.cli", "bench", "serve", "--base-url", server.url),
+            *("--num-prompts", "8", "--request-rate", "20", "--random-input-len", "12"),
+            *("--random-output-len", "6", "--random-range-ratio", "0.5", "--ignore-eos"),
+            *("--save-result", "--save-detailed", "--result-filename", str(path)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(path.read_text(encoding="utf-8"))
+    assert told["completed"] == 8
+    assert all(6 <= one <= 18 for one in told["input_lens"])
+    assert all(3 <= one <= 9 for one in told["output_lens"])
+    prompt, generated = (after - one for after, one in zip(counters(), before, strict=True))
+    assert (prompt, generated) == (told["total_input_tokens"], told["total_output_tokens"])
+    server.until(server.is_empty)

@@ -69,7 +69,9 @@ def asking_of(
 def _options(sampling: SamplingConfig, dialect: Dialect) -> dict[str, Any]:
     names = [one.name for one in fields(sampling) if one.name not in ("logprobs", "extra_body")]
     values = {name: getattr(sampling, name) for name in names}
-    options = {name: value for name, value in values.items() if value not in (None, False)}
+    options = {
+        name: value for name, value in values.items() if value is not None and value is not False
+    }
     if sampling.logprobs is not None:
         chat = {"logprobs": True, "top_logprobs": sampling.logprobs}
         options |= chat if dialect == "chat" else {"logprobs": sampling.logprobs}
