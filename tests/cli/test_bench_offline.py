@@ -19,10 +19,8 @@ ENGINE = ("--threads", "1", "--kv-cache-memory-bytes", "64MiB", "--device", "cpu
 def test_latency_of_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "latency.json"
     flags = ("--batch-size", "2", "--input-len", "6", "--output-len", "4", "--num-iters", "3")
-    assert (
-        main(["latency", *ENGINE, *flags, "--num-iters-warmup", "1", "--output-json", str(path)])
-        == 0
-    )
+    runs = ("--num-iters-warmup", "1", "--output-json", str(path))
+    assert main(["latency", *ENGINE, *flags, *runs]) == 0
     told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     samples = told["latencies"]
     assert len(samples) == 3

@@ -42,7 +42,7 @@ class DatasetConfig:
     input_len: int | None = field(
         default=None,
         metadata=setting(
-            "Tokens of a prompt, for random and prefix_repetition (its suffix).",
+            "Tokens of a generated prompt: of its own part, where it shares another.",
             "--input-len",
             unit="tokens",
         ),
