@@ -49,7 +49,7 @@ IN_THE_WILD = """
 --warmup-requests --tokenize-prompt --gsp-num-groups --gsp-prompts-per-group
 --gsp-system-prompt-len --gsp-question-len --gsp-output-len --sharegpt-context-len
 --extra-request-body --use-trace-timestamps --mooncake-slowdown-factor --mooncake-num-rounds
---mooncake-workload
+--mooncake-workload --timed-trace-chunk-hash-size --timed-trace-sec-multiplier
 """.split()  # noqa: SIM905  # as people paste them
 
 
@@ -77,7 +77,8 @@ def sample(title: str, one: Field[Any]) -> tuple[list[str], Any]:
             return ["7", "--dataset-name", start[:-1]], kind(7)
     for start in FROM_A_FILE:
         if one.name.startswith(f"{start}_"):
-            return ["7", "--dataset-name", start, "--dataset-path", "f"], 7
+            kind = float if one.name.endswith("multiplier") else int
+            return ["7", "--dataset-name", start, "--dataset-path", "f"], kind(7)
     if one.name in known:
         return known[one.name]
     if hint in (int, int | None):
@@ -172,8 +173,9 @@ def test_defaults_are_vllms() -> None:
         ("--metadata a", "--metadata"),
         ("--max-concurency 3", "--max-concurency"),
         ("--dataset-name prefix_repetition --random-input-len 3", "--random-input-len"),
-        ("--no-shuffle", "--shuffle"),
-        ("--no-self-timed", "--self-timed"),
+        ("--shuffle", "--shuffle"),
+        ("--self-timed", "--self-timed"),
+        ("--timed-trace-chunk-hash-size 0", "--timed-trace-chunk-hash-size"),
         ("--sharegpt-output-len 3", "--sharegpt-output-len"),
     ],
 )  # fmt: skip

@@ -1,9 +1,9 @@
-"""What was asked of a benchmark: every setting, documented once; flags follow from it."""
+"""What a benchmark asks, as settings: each documented once; flags follow from them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -148,6 +148,22 @@ class DatasetConfig:
             unit="tokens",
         ),
     )
+    timed_trace_sec_multiplier: float = field(
+        default=0.001,
+        metadata=setting(
+            "Seconds that one of a trace's timestamps counts; more is slower.",
+            "--timed-trace-sec-multiplier",
+            unit="seconds",
+        ),
+    )
+    timed_trace_chunk_hash_size: int = field(
+        default=512,
+        metadata=setting(
+            "Tokens that one of its hash_ids stands for.",
+            "--timed-trace-chunk-hash-size",
+            unit="tokens",
+        ),
+    )
     shuffle: bool = field(
         default=True, metadata=setting("Shuffle the requests of a file by the seed.", "--shuffle")
     )
@@ -163,6 +179,10 @@ class DatasetConfig:
         is_file = name in FROM_A_FILE
         check("dataset_path", (path is not None) == is_file, path, f"a file with {FROM_A_FILE}")
         check("num_prompts", self.num_prompts >= 1, self.num_prompts, "1 or more")
+        scale = self.timed_trace_sec_multiplier
+        check("timed_trace_sec_multiplier", 0 < scale < math.inf, scale, "a number over 0")
+        size = self.timed_trace_chunk_hash_size
+        check("timed_trace_chunk_hash_size", size >= 1, size, "1 or more")
         for one in ("input_len", "output_len", "sharegpt_output_len", "custom_output_len"):
             value = getattr(self, one)
             check(one, value is None or value >= 1, value, "1 or more")
@@ -171,7 +191,7 @@ class DatasetConfig:
 _GENERATED = ("random", "prefix_repetition", "multi_turn")
 # Settings that mean something with these datasets only.
 _ONLY_WITH: dict[str, tuple[str, ...]] = {
-    **{f"{name}_": (name,) for name in (*_GENERATED, "sharegpt", "custom")},
+    **{f"{name}_": (name,) for name in (*_GENERATED, "sharegpt", "custom", "timed_trace")},
     "input_len": _GENERATED,
     "shuffle": ("sharegpt", "custom", "burstgpt"),
     "oversample": ("sharegpt", "custom", "burstgpt"),
@@ -179,111 +199,15 @@ _ONLY_WITH: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_given(dataset_name: str, given: Iterable[str]) -> None:
-    """Raises: ConfigError for a setting (by its field's name) that this dataset has no use for."""
-    for name in given:
+def check_given(dataset_name: str, given: Mapping[str, object]) -> None:
+    """Raises: ConfigError for a setting (by its field's name) that this dataset has no use for; one
+    that is turned off asks for what happens anyway."""
+    for name, value in given.items():
         for start, datasets in _ONLY_WITH.items():
-            if name.startswith(start) and dataset_name not in datasets:
+            if value is not False and name.startswith(start) and dataset_name not in datasets:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} says nothing about this dataset",
                     found=f"--dataset-name {dataset_name}",
                     wanted=" or ".join(datasets),
                     fix="leave it out",
                 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrafficConfig:
-    """When requests come, and how they are put."""
-
-    request_rate: float = field(
-        default=math.inf,
-        metadata=setting(
-            "Requests a second; inf sends all at once, or as --max-concurrency lets them.",
-            "--request-rate",
-        ),
-    )
-    burstiness: float = field(
-        default=1.0,
-        metadata=setting(
-            "Shape of the gamma distributed gaps: 1 is Poisson, less is burstier, inf a beat.",
-            "--burstiness",
-        ),
-    )
-    burst_size: int = field(
-        default=1, metadata=setting("Requests that come at once, at the same rate.", "--burst-size")
-    )
-    max_concurrency: int | None = field(
-        default=None,
-        metadata=setting(
-            "Most requests at once. With a rate, those that wait are late by the schedule; "
-            "without, this is a closed loop.",
-            "--max-concurrency",
-        ),
-    )
-    ramp_up_strategy: str | None = field(
-        default=None,
-        metadata=setting(
-            "How the rate grows, instead of --request-rate.",
-            "--ramp-up-strategy",
-            wanted="linear or exponential",
-        ),
-    )
-    ramp_up_start_rps: float | None = field(
-        default=None, metadata=setting("Rate at the start.", "--ramp-up-start-rps")
-    )
-    ramp_up_end_rps: float | None = field(
-        default=None, metadata=setting("Rate at the end.", "--ramp-up-end-rps")
-    )
-    self_timed: bool = field(
-        default=True,
-        metadata=setting("Take arrivals from a timed_trace, not from a rate.", "--self-timed"),
-    )
-    num_warmups: int = field(
-        default=0,
-        metadata=setting(
-            "Requests of the same kind that are sent before and not counted.",
-            "--num-warmups",
-            "--warmup-requests",
-        ),
-    )
-    ready_check_timeout_sec: float = field(
-        default=0.0,
-        metadata=setting(
-            "Wait this long for the server to answer a request; 0 does not ask.",
-            "--ready-check-timeout-sec",
-            unit="seconds",
-        ),
-    )
-    request_timeout: float = field(
-        default=600.0,
-        metadata=setting(
-            "A request that takes longer from its sending has failed.",
-            "--request-timeout",
-            unit="seconds",
-        ),
-    )
-
-    def __post_init__(self) -> None:
-        check = partial(check_setting, TrafficConfig)
-        for name in ("request_rate", "burstiness", "request_timeout"):
-            value = getattr(self, name)
-            check(name, value > 0, value, "a number over 0")
-        for name in ("burst_size", "max_concurrency"):
-            value = getattr(self, name)
-            check(name, value is None or value >= 1, value, "1 or more")
-        check("num_warmups", self.num_warmups >= 0, self.num_warmups, "0 or more")
-        timeout = self.ready_check_timeout_sec
-        check("ready_check_timeout_sec", 0 <= timeout < math.inf, timeout, "0 or more")
-        check("burst_size", self.burst_size == 1 or self.burstiness == 1, self.burst_size,
-              "1 with --burstiness")  # fmt: skip
-        ramp, ends = self.ramp_up_strategy, (self.ramp_up_start_rps, self.ramp_up_end_rps)
-        has_gaps = self.burstiness != 1 or self.burst_size != 1
-        check("burstiness", not has_gaps or self.request_rate < math.inf, self.burstiness,
-              "1, and no --burst-size, unless --request-rate is given")  # fmt: skip
-        is_ramp = ramp in ("linear", "exponential") and None not in ends
-        check("ramp_up_strategy", is_ramp or (ramp is None and ends == (None, None)), ramp,
-              "linear or exponential, with --ramp-up-start-rps and --ramp-up-end-rps")  # fmt: skip
-        is_plain = math.isinf(self.request_rate)
-        check("ramp_up_strategy", ramp is None or is_plain, ramp,
-              "no --request-rate beside it")  # fmt: skip

@@ -12,11 +12,12 @@ from typing import Any, cast
 
 import msgspec
 
-from fathom.commands.bench_config import FROM_A_FILE, DatasetConfig, TrafficConfig
+from fathom.commands.bench_config import FROM_A_FILE, DatasetConfig
 from fathom.commands.bench_tokens import Tokens
+from fathom.commands.bench_traffic import TrafficConfig
 from fathom.errors import ConfigError
 from fathom.perf import datasets
-from fathom.perf.datasets import PrefixShape, RandomShape, TurnShape
+from fathom.perf.datasets import PrefixShape, RandomShape, TraceShape, TurnShape
 from fathom.perf.workload import (
     LoadRequest,
     RampUp,
@@ -109,7 +110,8 @@ def _from_file(
         lines = text.splitlines()
         made = datasets.burstgpt_requests(lines, vocabulary, rng, as_text=as_text)
     else:
-        made = datasets.trace_requests(_lines(text, path), vocabulary, seed, as_text=as_text)
+        shape = TraceShape(asked.timed_trace_sec_multiplier, asked.timed_trace_chunk_hash_size)
+        made = datasets.trace_requests(_lines(text, path), shape, vocabulary, seed, as_text=as_text)
     return made if answer_len is None else [replace(one, output_len=answer_len) for one in made]
 
 

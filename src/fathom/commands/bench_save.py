@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
-from fathom.commands.bench_config import DatasetConfig, TrafficConfig
+from fathom.commands.bench_config import DatasetConfig
 from fathom.commands.bench_target import ResultConfig, TargetConfig
+from fathom.commands.bench_traffic import TrafficConfig
 from fathom.errors import ConfigError
 from fathom.perf.report import METRICS, PER_REQUEST
 from fathom.perf.result import Wanted

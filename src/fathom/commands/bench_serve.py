@@ -12,7 +12,8 @@ from typing import Any
 import uvloop
 
 from fathom.commands.bench_ask import asking_of, client_headers, dialect_of, origin_of
-from fathom.commands.bench_config import DatasetConfig, TrafficConfig, check_given
+from fathom.commands.bench_config import DatasetConfig, check_given
+from fathom.commands.bench_drafts import draft_counters, draft_results
 from fathom.commands.bench_facts import machine_facts
 from fathom.commands.bench_foreign import SERVE_FOREIGN
 from fathom.commands.bench_load import make_requests, make_workload, warmup_requests
@@ -20,6 +21,7 @@ from fathom.commands.bench_ready import served_name, until_it_answers
 from fathom.commands.bench_save import save, wanted_of
 from fathom.commands.bench_target import ResultConfig, SamplingConfig, TargetConfig
 from fathom.commands.bench_tokens import Tokens, tokens_of
+from fathom.commands.bench_traffic import TrafficConfig
 from fathom.commands.client import Client
 from fathom.commands.flags import FlagParser, add_flags, from_flags
 from fathom.commands.foreign import translate
@@ -86,7 +88,8 @@ def main(arguments: list[str]) -> int:
     wanted = wanted_of(asked.results)  # before the load, which may take long
     target = asked.target
     origin, key = origin_of(target), target.api_key or environment_api_key()
-    client = Client(origin.url, key)
+    headers = client_headers(target, key)
+    client = Client(origin.url, key, headers=headers, verify_tls=target.verify_tls)
     served = served_name(client, target, asked.traffic.ready_check_timeout_sec)
     tokens = tokens_of(target.tokenizer, target.model, client, served)
     as_text = dialect_of(target) == "chat"
@@ -97,12 +100,12 @@ def main(arguments: list[str]) -> int:
     asking = asking_of(asked.target, asked.sampling, served, asked.traffic.request_timeout,
                        keeps_text=asked.results.save_detailed)  # fmt: skip
     clock = WallClock()
-    http = HttpClient(
-        origin, client_headers(target, key), clock.now_s, verify_tls=target.verify_tls
-    )
+    http = HttpClient(origin, headers, clock.now_s, verify_tls=target.verify_tls)
+    before = draft_counters(client)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         report, load = runner.run(_measure(asked, workload, tokens, asking, http, clock))
     told = result(report, wanted) | load.told(sum(one.output_tokens for one in report.complete))
+    told |= draft_results(before, draft_counters(client))
     print(table(told, wanted))
     _say_doubts(report, workload, load)
     if asked.results.save_result or asked.results.append_result:

@@ -17,7 +17,14 @@ TIMEOUT_S = 120.0
 class Client:
     """Requests to one server. Each takes a connection of its own."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        verify_tls: bool = True,
+    ) -> None:
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -30,16 +37,25 @@ class Client:
         self._parts = parts
         # The URLs that other clients take end in /v1; ours may too.
         self._prefix = parts.path.rstrip("/").removesuffix("/v1")
-        self._headers = {"Content-Type": "application/json"}
+        self._tls = None
+        if parts.scheme == "https":
+            from fathom.perf.http_stream import client_tls  # asyncio is long to load
+
+            self._tls = client_tls(verify_tls)
+        self._headers = {"Content-Type": "application/json", **(headers or {})}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON at `path`. Raises: FathomError."""
+        answer: dict[str, Any] = json.loads(self.get_text(path))
+        return answer
+
+    def get_text(self, path: str) -> str:
+        """The text at `path`. Raises: FathomError."""
         connection, response = self._ask("GET", path, None)
         try:
-            answer: dict[str, Any] = json.loads(response.read())
-            return answer
+            return response.read().decode("utf-8")
         finally:
             connection.close()
 
@@ -78,10 +94,13 @@ class Client:
     def _ask(
         self, method: str, path: str, body: dict[str, Any] | None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        is_tls = self._parts.scheme == "https"
-        kind = http.client.HTTPSConnection if is_tls else http.client.HTTPConnection
         host = self._parts.hostname or ""
-        connection = kind(host, self._port, timeout=TIMEOUT_S)
+        if self._tls is None:
+            connection = http.client.HTTPConnection(host, self._port, timeout=TIMEOUT_S)
+        else:
+            connection = http.client.HTTPSConnection(
+                host, self._port, timeout=TIMEOUT_S, context=self._tls
+            )
         payload = None if body is None else json.dumps(body).encode()
         try:
             connection.request(method, self._prefix + path, payload, self._headers)

@@ -18,8 +18,6 @@ from fathom.perf.workload import LoadRequest, Prompt
 
 Count = Callable[[str], int]
 """Tokens of a text."""
-TRACE_BLOCK = 512
-"""Tokens that one of a trace's `hash_ids` stands for. Source: the Mooncake trace's description."""
 _SHAREGPT_LIMITS = (4, 1024, 2048)
 
 
@@ -169,18 +167,32 @@ def turn_requests(
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class TraceShape:
+    """Units of a trace: seconds of one step of its timestamps, and tokens that one of its
+    `hash_ids` stands for. The defaults are the Mooncake traces'."""
+
+    timestamp_s: float = 0.001
+    block_len: int = 512
+
+
 def trace_requests(
-    rows: Iterable[Mapping[str, Any]], vocabulary: Vocabulary, seed: int, *, as_text: bool = False
+    rows: Iterable[Mapping[str, Any]],
+    shape: TraceShape,
+    vocabulary: Vocabulary,
+    seed: int,
+    *,
+    as_text: bool = False,
 ) -> list[LoadRequest]:
-    """Requests of a trace: `timestamp` (ms), `input_length`, `output_length` (tokens), and where
-    there are `hash_ids`, equal ids are equal blocks of 512 tokens. In the order of arrival.
+    """Requests of a trace: `timestamp`, `input_length`, `output_length` (tokens), and where there
+    are `hash_ids`, equal ids are equal blocks of tokens. In the order of arrival.
 
     Source: the JSON lines of the Mooncake traces. Raises: ConfigError naming the row.
     """
     made = []
     for number, row in enumerate(rows, start=1):
         try:
-            at_s = float(row["timestamp"]) / 1000.0
+            at_s = float(row["timestamp"]) * shape.timestamp_s
             input_len, output_len = int(row["input_length"]), int(row["output_length"])
             blocks = [int(one) for one in row.get("hash_ids") or ()]
         except (KeyError, TypeError, ValueError) as error:
@@ -190,7 +202,7 @@ def trace_requests(
         places: tuple[int, ...] = ()
         for block in blocks:
             if len(places) < input_len:
-                places += vocabulary.draw(Random(f"{seed} {block}"), TRACE_BLOCK)
+                places += vocabulary.draw(Random(f"{seed} {block}"), shape.block_len)
         rest = Random(f"{seed} row {number}")
         places = places[:input_len] + vocabulary.draw(rest, max(0, input_len - len(places)))
         one = request(vocabulary, places, output_len, as_text=as_text)

@@ -187,7 +187,7 @@ class HttpClient:
     ) -> None:
         self._origin, self._now_s = origin, now_s
         self._idle: list[Connection] = []
-        self._tls = _tls(verify_tls) if origin.is_tls else None
+        self._tls = client_tls(verify_tls) if origin.is_tls else None
         fixed = {"Host": origin.authority, "Accept": "*/*", **headers}
         self._head = _lines(fixed)
 
@@ -241,7 +241,8 @@ class HttpClient:
         self._idle.clear()
 
 
-def _tls(verify: bool) -> ssl.SSLContext:
+def client_tls(verify: bool) -> ssl.SSLContext:
+    """What a client of TLS checks: the system's authorities and the name, or nothing."""
     context = ssl.create_default_context()
     if not verify:
         context.check_hostname = False

@@ -135,6 +135,13 @@ def _lines(told: Mapping[str, Any], wanted: Wanted) -> Iterator[str]:
         for percent in wanted.percents:
             key = word(percent)
             yield _row(f"P{key} {name} (ms):", told[f"p{key}_{metric}_ms"])
+    if "spec_decode_num_drafts" in told:
+        yield f"{'Speculative Decoding':-^{_WIDTH}}"
+        yield _row("Acceptance rate (%):", told["spec_decode_acceptance_rate"])
+        yield _row("Acceptance length:", told["spec_decode_acceptance_length"])
+        yield _row("Drafts:", told["spec_decode_num_drafts"])
+        yield _row("Draft tokens:", told["spec_decode_draft_tokens"])
+        yield _row("Accepted tokens:", told["spec_decode_accepted_tokens"])
     for kind, error in told["errors_by_kind"].items():
         yield f" {error['count']} failed: {kind} ".center(_WIDTH, "-")
         yield f"first: {error['first'][:300]}"
