@@ -48,7 +48,7 @@ async def measure(port: int, streams: int, num_tokens: int) -> dict[str, Any]:
         report = await drive(
             Workload(requests=requests), OpenAISender(http, asking, clock.now_s), clock
         )
-    http.close()
+    await http.close()
     assert len(report.complete) == streams, report.errors()
     errors_s, lateness_s = [], []
     for one in report.records:

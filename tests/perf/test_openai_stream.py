@@ -44,7 +44,7 @@ def with_server(script: Script, work: Callable[[OpenAISender], Awaitable[Any]], 
             async with asyncio.timeout(30):
                 return await work(OpenAISender(http, asking(**more), clock.now_s))
         finally:
-            http.close()
+            await http.close()
             await stop(server, script)
 
     return asyncio.run(run())

@@ -33,7 +33,6 @@ _LORA = "adapters are not served"
 
 _BOTH = (
     _accepted("--trust-remote-code", "fathom runs no code from a checkpoint"),
-    _accepted("--disable-tqdm", "there is no bar"),
     _missing("--profile", _PROFILE, 0),
     _missing("--use-beam-search", "there is no beam search", 0),
     _missing("--tokenizer-mode", "there is one kind of tokenizer"),
@@ -64,6 +63,7 @@ _BOTH = (
 SERVE_FOREIGN = (
     *_BOTH,
     _read_as("--insecure", "--no-verify-tls"),
+    _read_as("--disable-tqdm", "--no-progress"),
     _accepted("--skip-chat-template", "prompts go out as they stand"),
     _accepted("--skip-tokenizer-init", "a tokenizer is read only where a dataset needs one"),
     _accepted("--disable-ignore-eos", "answers may end early unless --ignore-eos is given"),
@@ -98,6 +98,7 @@ SERVE_FOREIGN = (
 
 OFFLINE_FOREIGN = (
     *_BOTH,
+    _accepted("--disable-tqdm", "there is no bar"),
     _missing("--dataset", "vLLM gave it up", 1, "--dataset-name sharegpt --dataset-path FILE"),
     _missing("--backend", "the engine is fathom's"),
     _missing("--hf-max-batch-size", "the engine is fathom's"),

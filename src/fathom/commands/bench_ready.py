@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from fathom.commands.bench_target import TargetConfig
 from fathom.commands.client import Client
 from fathom.errors import ConfigError, UnavailableError
-from fathom.perf.drive import Clock
+from fathom.perf.drive import WallClock, drive
 from fathom.perf.http_stream import HttpClient
 from fathom.perf.openai_stream import Asking, OpenAISender
-from fathom.perf.workload import LoadRequest
+from fathom.perf.workload import LoadRequest, Workload
 
 _RETRY_S = 0.5
 _MAY_PASS = ("no connection", "broken stream", "HTTP 503", "HTTP 429")
@@ -41,26 +42,25 @@ def served_name(client: Client, target: TargetConfig, timeout_s: float) -> str:
 
 
 async def until_it_answers(
-    http: HttpClient,
-    asking: Asking,
-    request: LoadRequest,
-    clock: Clock,
-    timeout_s: float,
-    stop: asyncio.Event,
+    http: HttpClient, asking: Asking, request: LoadRequest, timeout_s: float, stop: asyncio.Event
 ) -> None:
-    """Ask for one token until there is one. Raises: UnavailableError."""
+    """Ask for one token until there is one, or until `stop` is set. Raises: UnavailableError."""
+    clock = WallClock()
     deadline_s = clock.now_s() + timeout_s
+    probe = Workload(requests=(replace(request, output_len=1),))
     while not stop.is_set():
         rest_s = max(0.1, deadline_s - clock.now_s())
         sender = OpenAISender(http, replace(asking, timeout_s=rest_s), clock.now_s)
-        answer = await sender(0, replace(request, output_len=1))
-        if not answer.error_kind:
+        report = await drive(probe, sender, clock, stop=stop)
+        if report.complete or report.is_interrupted:
             return
-        may_pass = answer.error_kind in _MAY_PASS
+        [(kind, (_, message))] = report.errors().items()
+        may_pass = kind in _MAY_PASS
         if not may_pass or clock.now_s() + _RETRY_S > deadline_s:
-            found = f"{answer.error_kind}: {answer.error}"
+            found = f"{kind}: {message}"
             if may_pass:
                 what = f"the server was not ready within {timeout_s:g} s"
                 raise UnavailableError(what, found=found, fix="--ready-check-timeout-sec")
             raise UnavailableError("the server does not answer as it should", found=found)
-        await clock.sleep(_RETRY_S)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _RETRY_S)

@@ -26,12 +26,13 @@ from fathom.commands.client import Client
 from fathom.commands.flags import FlagParser, add_flags, from_flags
 from fathom.commands.foreign import translate
 from fathom.config import environment_api_key
+from fathom.engine.progress import ProgressBar
 from fathom.errors import UnavailableError
 from fathom.perf.client_load import ClientLoad, ClientLoadMeter
 from fathom.perf.drive import WallClock, drive
 from fathom.perf.http_stream import HttpClient
-from fathom.perf.openai_stream import Asking, OpenAISender
-from fathom.perf.report import Report
+from fathom.perf.openai_stream import OpenAISender
+from fathom.perf.report import Report, RequestRecord
 from fathom.perf.result import detailed, result, table
 from fathom.perf.workload import Workload
 
@@ -43,6 +44,7 @@ Puts a load on a server that speaks OpenAI's API, and prints latencies and throu
 A request's latency is counted from when it was due, not from when it could be sent; without a
 rate, --max-concurrency makes a closed loop, whose latencies are counted from the sending."""
 EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
+_METRICS_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +101,16 @@ def main(arguments: list[str]) -> int:
     )
     asking = asking_of(asked.target, asked.sampling, served, asked.traffic.request_timeout,
                        keeps_text=asked.results.save_detailed)  # fmt: skip
-    clock = WallClock()
-    http = HttpClient(origin, headers, clock.now_s, verify_tls=target.verify_tls)
-    before = draft_counters(client)
+    http = HttpClient(origin, headers, WallClock().now_s, verify_tls=target.verify_tls)
+    sender = OpenAISender(http, asking, WallClock().now_s)
+    metrics = Client(
+        origin.url, key, headers=headers, verify_tls=target.verify_tls, timeout_s=_METRICS_S
+    )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        report, load = runner.run(_measure(asked, workload, tokens, asking, http, clock))
+        measured = runner.run(_measure(asked, workload, tokens, sender, metrics))
+    report, load = measured.report, measured.load
     told = result(report, wanted) | load.told(sum(one.output_tokens for one in report.complete))
-    told |= draft_results(before, draft_counters(client))
+    told |= measured.drafts
     print(table(told, wanted))
     _say_doubts(report, workload, load)
     if asked.results.save_result or asked.results.append_result:
@@ -118,35 +123,70 @@ def main(arguments: list[str]) -> int:
     return EXIT_SOME_FAILED if told["failed"] else 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """A run, how busy this process was, and what drafts did meanwhile."""
+
+    report: Report
+    load: ClientLoad
+    drafts: dict[str, float | int]
+
+
 async def _measure(
-    asked: BenchServe,
-    workload: Workload,
-    tokens: Tokens,
-    asking: Asking,
-    http: HttpClient,
-    clock: WallClock,
-) -> tuple[Report, ClientLoad]:
-    traffic, as_text = asked.traffic, asking.dialect == "chat"
-    spare = warmup_requests(
-        workload.requests, max(1, traffic.num_warmups), tokens, asked.seed, as_text=as_text
-    ) if traffic.num_warmups or traffic.ready_check_timeout_sec else []  # fmt: skip
-    sender = OpenAISender(http, asking, clock.now_s)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    asked: BenchServe, workload: Workload, tokens: Tokens, sender: OpenAISender, metrics: Client
+) -> _Measured:
+    """Wait for the server, warm it up, measure. The first Ctrl-C ends whichever of them runs."""
+    clock, stop = WallClock(), asyncio.Event()
     with suppress(NotImplementedError):
-        loop.add_signal_handler(signal.SIGINT, stop.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
     try:
-        if traffic.ready_check_timeout_sec:
-            timeout_s = traffic.ready_check_timeout_sec
-            await until_it_answers(http, asking, spare[0], clock, timeout_s, stop)
-        if traffic.num_warmups and not stop.is_set():
-            warm = Workload(requests=tuple(spare), max_concurrency=traffic.max_concurrency)
-            _check_warm(await drive(warm, sender, clock, stop=stop))
+        await _prepare(asked, workload, tokens, sender, stop)
+        before = draft_counters(metrics)
+        bar = _Bar(len(workload.requests), is_wanted=asked.results.progress)
         async with ClientLoadMeter(clock.now_s) as meter:
-            report = await drive(workload, sender, clock, stop=stop)
-        return report, meter.load
+            report = await drive(workload, sender, clock, stop=stop, watch=bar.see)
+        bar.close()
+        return _Measured(report, meter.load, draft_results(before, draft_counters(metrics)))
     finally:
-        http.close()
+        await sender.client.close()
+
+
+async def _prepare(
+    asked: BenchServe, workload: Workload, tokens: Tokens, sender: OpenAISender, stop: asyncio.Event
+) -> None:
+    """Until the server answers and is warm. Raises: UnavailableError."""
+    traffic = asked.traffic
+    timeout_s, count = traffic.ready_check_timeout_sec, traffic.num_warmups
+    spare = warmup_requests(
+        workload.requests,
+        max(count, 1) if timeout_s else count,
+        tokens,
+        asked.seed,
+        as_text=sender.asking.dialect == "chat",
+    )
+    if timeout_s:
+        await until_it_answers(sender.client, sender.asking, spare[0], timeout_s, stop)
+    if count and not stop.is_set():
+        warm = Workload(requests=tuple(spare), max_concurrency=traffic.max_concurrency)
+        _check_warm(await drive(warm, sender, WallClock(), stop=stop))
+
+
+class _Bar:
+    """Counts records on a terminal."""
+
+    def __init__(self, total: int, *, is_wanted: bool) -> None:
+        self._bar = ProgressBar(total, sys.stderr, is_wanted=is_wanted)
+        self._num_ended = self._num_tokens = 0
+
+    def see(self, record: RequestRecord) -> None:
+        """One more has ended."""
+        self._num_ended += 1
+        self._num_tokens += record.output_tokens
+        self._bar.update(self._num_ended, self._num_tokens)
+
+    def close(self) -> None:
+        """End the line."""
+        self._bar.close()
 
 
 def _check_warm(report: Report) -> None:

@@ -145,6 +145,10 @@ class ResultConfig:
     metadata: tuple[str, ...] = field(
         default=(), metadata=setting("KEY=VALUE to keep with the results.", "--metadata")
     )
+    progress: bool = field(
+        default=True,
+        metadata=setting("Say on a terminal how far the run is.", "--progress"),
+    )
     label: str | None = field(
         default=None, metadata=setting("Name of the run; the backend where not given.", "--label")
     )

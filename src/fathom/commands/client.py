@@ -24,6 +24,7 @@ class Client:
         *,
         headers: Mapping[str, str] | None = None,
         verify_tls: bool = True,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -34,7 +35,7 @@ class Client:
         if not is_url:
             raise ConfigError("--url", found=url, wanted="a URL such as http://127.0.0.1:8000")
         self.url = f"{parts.scheme}://{parts.netloc}"
-        self._parts = parts
+        self._parts, self._timeout_s = parts, timeout_s
         # The URLs that other clients take end in /v1; ours may too.
         self._prefix = parts.path.rstrip("/").removesuffix("/v1")
         self._tls = None
@@ -96,10 +97,10 @@ class Client:
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         host = self._parts.hostname or ""
         if self._tls is None:
-            connection = http.client.HTTPConnection(host, self._port, timeout=TIMEOUT_S)
+            connection = http.client.HTTPConnection(host, self._port, timeout=self._timeout_s)
         else:
             connection = http.client.HTTPSConnection(
-                host, self._port, timeout=TIMEOUT_S, context=self._tls
+                host, self._port, timeout=self._timeout_s, context=self._tls
             )
         payload = None if body is None else json.dumps(body).encode()
         try:

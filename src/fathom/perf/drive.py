@@ -61,11 +61,20 @@ INTERRUPTED = "interrupted"
 
 
 async def drive(
-    workload: Workload, send: Send, clock: Clock, *, stop: asyncio.Event | None = None
+    workload: Workload,
+    send: Send,
+    clock: Clock,
+    *,
+    stop: asyncio.Event | None = None,
+    watch: Callable[[RequestRecord], None] | None = None,
 ) -> Report:
-    """Run the workload to its end, or until `stop` is set; what was under way then has failed."""
-    run = _Run(workload, send, clock)
-    stopping = asyncio.create_task((stop or asyncio.Event()).wait())
+    """Run the workload to its end, or until `stop` is set; what was under way then has failed.
+    `watch` sees each record as it is made."""
+    run = _Run(workload, send, clock, watch)
+    stop = stop or asyncio.Event()
+    if stop.is_set():
+        return Report(records=(), duration_s=0.0, is_closed=workload.is_closed, is_interrupted=True)
+    stopping = asyncio.create_task(stop.wait())
     dispatching = asyncio.create_task(run.dispatch())
     try:
         await asyncio.wait((stopping, dispatching), return_when=asyncio.FIRST_COMPLETED)
@@ -91,8 +100,14 @@ async def drive(
 class _Run:
     """The state of one run."""
 
-    def __init__(self, workload: Workload, send: Send, clock: Clock) -> None:
-        self._workload, self._send, self._clock = workload, send, clock
+    def __init__(
+        self,
+        workload: Workload,
+        send: Send,
+        clock: Clock,
+        watch: Callable[[RequestRecord], None] | None,
+    ) -> None:
+        self._workload, self._send, self._clock, self._watch = workload, send, clock, watch
         limit = workload.max_concurrency
         self._slots = None if limit is None else asyncio.Semaphore(limit)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -158,20 +173,21 @@ class _Run:
     def _record(self, index: int, due_s: float, sent_s: float, answer: Answer) -> None:
         began_s = self.began_s
         self.last_end_s = max(self.last_end_s, answer.end_s)
-        self.records.append(
-            RequestRecord(
-                index=index,
-                due_s=(sent_s if self._workload.is_closed else due_s) - began_s,
-                sent_s=sent_s - began_s,
-                end_s=answer.end_s - began_s,
-                times_s=tuple(time_s - began_s for time_s in answer.times_s),
-                prompt_tokens=answer.prompt_tokens,
-                output_tokens=answer.output_tokens,
-                text=answer.text,
-                error_kind=answer.error_kind,
-                error=answer.error,
-            )
+        record = RequestRecord(
+            index=index,
+            due_s=(sent_s if self._workload.is_closed else due_s) - began_s,
+            sent_s=sent_s - began_s,
+            end_s=answer.end_s - began_s,
+            times_s=tuple(time_s - began_s for time_s in answer.times_s),
+            prompt_tokens=answer.prompt_tokens,
+            output_tokens=answer.output_tokens,
+            text=answer.text,
+            error_kind=answer.error_kind,
+            error=answer.error,
         )
+        self.records.append(record)
+        if self._watch is not None:
+            self._watch(record)
 
     async def cancel(self) -> None:
         """End what is under way."""

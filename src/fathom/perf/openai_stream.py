@@ -143,18 +143,18 @@ class OpenAISender:
     """Sends requests and tells how they went; every failure is an answer with a kind."""
 
     def __init__(self, client: HttpClient, asking: Asking, now_s: Callable[[], float]) -> None:
-        self._client, self._asking, self._now_s = client, asking, now_s
+        self.client, self.asking, self._now_s = client, asking, now_s
 
     async def __call__(self, index: int, request: LoadRequest) -> Answer:
         """One request, to its end or its deadline."""
-        asking = self._asking
+        asking = self.asking
         reader = EventReader(keeps_text=asking.keeps_text)
         headers = {"X-Request-Id": f"{asking.request_id_prefix}{index}"}
         kind = message = ""
         deadline = asyncio.timeout(asking.timeout_s)
         try:
             async with deadline:
-                response = await self._client.post(
+                response = await self.client.post(
                     asking.path, asking.body(request), reader.feed, headers=headers
                 )
             kind, message = _fault(response, reader)
