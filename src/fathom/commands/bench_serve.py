@@ -190,7 +190,7 @@ class _Bar:
 
 
 def _check_warm(report: Report) -> None:
-    if report.records and not report.complete:
+    if report.records and not report.complete and not report.is_interrupted:
         kind, (_, message) = next(iter(report.errors().items()))
         raise UnavailableError("no warm-up request was answered", found=f"{kind}: {message}")
 
