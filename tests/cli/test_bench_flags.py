@@ -239,8 +239,10 @@ def test_base_urls_may_end_in_v1() -> None:
 
 
 def test_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main([]) == 2
-    assert bench.main(["--help"]) == 0
+    for arguments, code in (([], 2), (["--help"], 0)):
+        with pytest.raises(SystemExit) as left:
+            bench.main(arguments)
+        assert left.value.code == code
     assert "throughput" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="did you mean fathom bench serve"):
         bench.main(["server"])

@@ -28,10 +28,10 @@ _ABSENT = MappingProxyType(
 
 
 def main(arguments: list[str]) -> int:
-    """Measure; gives the exit code."""
+    """Measure; gives the exit code. Raises: SystemExit after help, as the other commands do."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
-        return 0 if arguments else ConfigError.exit_code
+        raise SystemExit(0 if arguments else ConfigError.exit_code)
     name = arguments[0]
     if name in _ABSENT:
         raise ConfigError(f"fathom bench {name} is not implemented yet", fix=_ABSENT[name])

@@ -19,7 +19,7 @@ def machine_facts() -> dict[str, Any]:
         "fathom": __version__,
         "commit": commit(Path(__file__).parent),
         "python": platform.python_version(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": list(os.getloadavg()),

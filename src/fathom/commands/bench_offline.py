@@ -246,6 +246,9 @@ def _facts(llm: LLM) -> dict[str, Any]:
     return {
         "model": plan.model_path,
         "device": plan.device,
+        "dtype": plan.compute_dtype.name,
+        "quantization": plan.quantization,
+        "ops_backend": plan.ops_backend,
         "tensor_parallel_size": plan.layout.tp,
         "threads": plan.threads,
         "enable_prefix_caching": plan.prefix_cache,
