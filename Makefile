@@ -69,6 +69,7 @@ $(PURE)/.installed: tests/pure-requirements.txt
 bench: $(DEV)
 	$(BIN)/python bench/scheduler.py
 	$(BIN)/python bench/server.py
+	$(BIN)/python bench/client.py
 	$(BIN)/python bench/gpu_smoke.py --dry-run
 
 # Accuracy per task of the embedded model, as served, on text that its training never saw.

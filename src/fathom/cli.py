@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "chat": ("fathom.commands.chat:main", "talk to a server in the terminal"),
         "run": ("fathom.commands.run:main", "answer one prompt or a JSONL file, without a server"),
         "quantize": ("fathom.commands.quantize:main", "write a checkpoint again in int8 or int4"),
+        "bench": ("fathom.commands.bench:main", "measure a server, or the engine"),
         "version": ("fathom.commands.version:main", "print the version"),
     }
 )

@@ -13,7 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    "command", [("scheduler.py",), ("server.py", "--rounds", "1")], ids=lambda command: command[0]
+    "command",
+    [
+        ("scheduler.py",),
+        ("server.py", "--rounds", "1"),
+        ("client.py", "--streams", "20", "--seconds", "0.5"),
+    ],
+    ids=lambda command: command[0],
 )
 def test_benchmarks_run_and_say_of_what(command: tuple[str, ...], tmp_path: Path) -> None:
     """The server's once named what the engine had lost, and only the next measurement told."""

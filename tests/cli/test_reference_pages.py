@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fathom import errors
-from fathom.commands.reference import render
+from fathom.commands.reference import render, render_bench
 from fathom.errors import FathomError, RequestError
 from fathom.server.openai.schema import ChatRequest, CompletionRequest
 from fathom.server.routes import ROUTES
@@ -19,6 +19,12 @@ PAGES = Path(__file__).parents[2] / "docs" / "reference"
 def test_the_page_of_flags_is_fresh() -> None:
     assert (PAGES / "flags.md").read_text(encoding="utf-8") == render(), (
         "run: python -m fathom.commands.reference > docs/reference/flags.md"
+    )
+
+
+def test_the_page_of_the_benchmarks_is_fresh() -> None:
+    assert (PAGES / "bench.md").read_text(encoding="utf-8") == render_bench(), (
+        "run: python -m fathom.commands.reference bench > docs/reference/bench.md"
     )
 
 

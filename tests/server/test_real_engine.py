@@ -22,6 +22,8 @@ import openai
 import pytest
 
 WAIT_S = 120.0
+# How late a busy machine may see what a server has done.
+LATE_S = 0.5
 ASK = [{"role": "user", "content": "What is 12 + 30?"}]
 
 
@@ -258,3 +260,41 @@ def test_the_end_by_signal_and_by_accident() -> None:
         _, told = server.process.communicate(timeout=WAIT_S)
         assert server.process.returncode == 6
         assert "engine" in told
+
+
+def test_the_benchmark_of_the_served_model(server: Server, tmp_path: Path) -> None:
+    """Without a tokenizer's files: the client asks the server for tokens. What it counts is what
+    the server's own counters count."""
+
+    def counters() -> tuple[float, ...]:
+        names = ("prompt_tokens_total", "generation_tokens_total")
+        sums = ("time_to_first_token_seconds_sum", "e2e_request_latency_seconds_sum")
+        return tuple(server.gauge(name) for name in (*names, *sums))
+
+    before = counters()
+    path = tmp_path / "result.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "fathom.cli", "bench", "serve", "--base-url", server.url),
+            *("--num-prompts", "8", "--request-rate", "20", "--random-input-len", "12"),
+            *("--random-output-len", "6", "--random-range-ratio", "0.5", "--ignore-eos"),
+            *("--save-result", "--save-detailed", "--result-filename", str(path)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(path.read_text(encoding="utf-8"))
+    assert told["completed"] == 8
+    assert all(6 <= one <= 18 for one in told["input_lens"])
+    assert all(3 <= one <= 9 for one in told["output_lens"])
+    prompt, generated, first_s, whole_s = (
+        after - one for after, one in zip(counters(), before, strict=True)
+    )
+    assert (prompt, generated) == (told["total_input_tokens"], told["total_output_tokens"])
+    # The server's own clocks began later and ended earlier, by what the network and the schedule
+    # took: little, here.
+    assert 0 <= sum(told["ttfts"]) - first_s < 8 * LATE_S
+    assert 0 <= sum(told["latencies"]) - whole_s < 8 * LATE_S
+    server.until(server.is_empty)

@@ -17,7 +17,15 @@ TIMEOUT_S = 120.0
 class Client:
     """Requests to one server. Each takes a connection of its own."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        verify_tls: bool = True,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -27,16 +35,34 @@ class Client:
         if not is_url:
             raise ConfigError("--url", found=url, wanted="a URL such as http://127.0.0.1:8000")
         self.url = f"{parts.scheme}://{parts.netloc}"
-        self._parts = parts
+        self._parts, self._timeout_s = parts, timeout_s
         # The URLs that other clients take end in /v1; ours may too.
         self._prefix = parts.path.rstrip("/").removesuffix("/v1")
-        self._headers = {"Content-Type": "application/json"}
+        self._tls = None
+        if parts.scheme == "https":
+            from fathom.perf.http_stream import client_tls  # asyncio is long to load
+
+            self._tls = client_tls(verify_tls)
+        self._headers = {"Content-Type": "application/json", **(headers or {})}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON at `path`. Raises: FathomError."""
+        answer: dict[str, Any] = json.loads(self.get_text(path))
+        return answer
+
+    def get_text(self, path: str) -> str:
+        """The text at `path`. Raises: FathomError."""
         connection, response = self._ask("GET", path, None)
+        try:
+            return response.read().decode("utf-8")
+        finally:
+            connection.close()
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON that answers `body`. Raises: FathomError."""
+        connection, response = self._ask("POST", path, dict(body))
         try:
             answer: dict[str, Any] = json.loads(response.read())
             return answer
@@ -69,10 +95,13 @@ class Client:
     def _ask(
         self, method: str, path: str, body: dict[str, Any] | None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        is_tls = self._parts.scheme == "https"
-        kind = http.client.HTTPSConnection if is_tls else http.client.HTTPConnection
         host = self._parts.hostname or ""
-        connection = kind(host, self._port, timeout=TIMEOUT_S)
+        if self._tls is None:
+            connection = http.client.HTTPConnection(host, self._port, timeout=self._timeout_s)
+        else:
+            connection = http.client.HTTPSConnection(
+                host, self._port, timeout=self._timeout_s, context=self._tls
+            )
         payload = None if body is None else json.dumps(body).encode()
         try:
             connection.request(method, self._prefix + path, payload, self._headers)
@@ -97,4 +126,5 @@ def _failure(response: http.client.HTTPResponse) -> FathomError:
         message = str(json.loads(raw)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = raw[:200].decode("utf-8", "replace")
-    return FathomError(f"the server refused (HTTP {response.status}): {message}")
+    kind = UnavailableError if response.status == 503 else FathomError
+    return kind(f"the server refused (HTTP {response.status}): {message}")
