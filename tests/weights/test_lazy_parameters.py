@@ -104,7 +104,8 @@ largest, total = dict.fromkeys(before, 0), 0
 for name in list(loaded):
     value = loaded.borrow(name)
     tensors = (value,) if isinstance(value, torch.Tensor) else value.tensors
-    total += sum(int(one.view(torch.uint8).view(-1)[::1024].sum()) for one in tensors if one.dim() > 1)
+    for one in tensors:
+        total += int(one.view(-1).view(torch.uint8)[::1024].sum())
     del value, tensors
     for kind in before:
         largest[kind] = max(largest[kind], resident(kind) - before[kind])
