@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.deepseek import parse_config
 from fathom.spec.deepseek_params import parameter_table
+from fathom.spec.formats import BFLOAT16, FLOAT32, INT8_CHANNEL, Format
 from fathom.spec.parallel import Shard
 from fathom.weights.lazy import LazyParameters
 from fathom.weights.open import load_parameters, open_checkpoint
@@ -79,12 +80,19 @@ def test_copies_are_shared_until_the_last_is_taken(tmp_path: Path) -> None:
     assert not loaded._shared
 
 
-def test_conversion_of_what_is_borrowed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "held"),
+    [({"dtype": torch.float32}, FLOAT32), ({"quantization": "int8"}, INT8_CHANNEL), ({}, BFLOAT16)],
+)
+def test_the_borrower_converts(options: dict[str, Any], held: Format, tmp_path: Path) -> None:
+    """What is lent is as it is stored; the format in which it is to be held is told."""
     write_checkpoint(TINY_V3, tmp_path)
-    loaded = _load(tmp_path, dtype=torch.float32)
+    loaded = _load(tmp_path, **options)
+    assert loaded.held_format(UP) == held
     found = loaded.borrow(UP)
     assert isinstance(found, torch.Tensor)
-    assert (found.dtype, found.untyped_storage().nbytes()) == (torch.float32, 4 * found.numel())
+    assert found.dtype == torch.bfloat16
+    assert found.untyped_storage().nbytes() == (tmp_path / "model.safetensors").stat().st_size
 
 
 _MEASURE = """
