@@ -18,9 +18,13 @@ from fathom.runtime.kv import allocate_cache
 from fathom.spec.deepseek import parse_config
 from fathom.spec.formats import BFLOAT16, FLOAT32, Format
 from fathom.spec.hardware import Device, Machine
+from fathom.spec.held import Quantization
 from fathom.spec.parallel import Layout, Shard
 from fathom.weights.open import load_parameters, open_checkpoint, torch_dtype
 from fathom.weights.synthetic import write_checkpoint
+from tests.spec.published_configs import DEEPSEEK_V2_LITE
+from tests.weights.published_layouts import QUANTIZED
+from tests.weights.tiny_checkpoints import TINY_FP8, TINY_V3
 
 CPU = torch.device("cpu")
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -87,6 +91,36 @@ def test_weight_bytes_are_those_loaded(
             assert _num_bytes(loaded) == total_bytes(lines)
 
 
+@pytest.mark.parametrize("method", [None, "fp8", *QUANTIZED])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4", "fp8"])
+@pytest.mark.parametrize("tp", [1, 4])
+def test_quantised_bytes_are_those_loaded(
+    method: str | None, quantization: Quantization | None, tp: int, tmp_path: Path
+) -> None:
+    """Every stored format, held in every other."""
+    config = {None: TINY_V3, "fp8": TINY_FP8, **QUANTIZED}[method]
+    write_checkpoint(config, tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    layout = Layout(tp=tp)
+    lines = weight_lines(
+        parameter_kinds(checkpoint.spec),
+        layout,
+        BFLOAT16,
+        dequantize=False,
+        drafts=True,
+        quantization=quantization,
+    )
+    loaded = load_parameters(
+        checkpoint,
+        Shard(layout, tp - 1),
+        dtype=torch.bfloat16,
+        device=CPU,
+        dequantize=False,
+        quantization=quantization,
+    )
+    assert _num_bytes(loaded) == total_bytes(lines)
+
+
 @pytest.mark.parametrize("num_drafts", [0, 2])
 @pytest.mark.parametrize("kv_dtype", [FLOAT32, BFLOAT16])
 def test_page_bytes_are_those_allocated(num_drafts: int, kv_dtype: Format) -> None:
@@ -118,6 +152,29 @@ def test_v3_golden_numbers() -> None:
     assert round((total(1, dequantize=False) - kv_b_extra) / 1e9) == 673
     # Eight ranks hold little more than all of it: norms, routers and the low-rank projections.
     assert 1.0 < 8 * total(8, dequantize=False) / total(1, dequantize=False) < 1.02
+
+
+def test_v2_lite_in_int4() -> None:
+    """15.7 B parameters: of DeepSeek-V2-Lite, all but the embedding (0.42 GB) and what int8 holds
+    take 4.19 bits and more."""
+    kinds = parameter_kinds(parse_config(DEEPSEEK_V2_LITE))
+    sizes = {
+        quantization: total_bytes(
+            weight_lines(
+                kinds,
+                Layout(),
+                BFLOAT16,
+                dequantize=False,
+                drafts=False,
+                quantization=quantization,
+            )
+        )
+        / 1e9
+        for quantization in (None, "int8", "int4")
+    }
+    assert round(sizes[None], 1) == 31.4
+    assert 15.9 < sizes["int8"] < 16.0
+    assert 8.4 < sizes["int4"] < 8.8
 
 
 def test_parts_are_told_apart() -> None:

@@ -37,7 +37,9 @@ class Mtp:
         self._vocabulary = base.vocabulary
         # The checkpoints repeat the embedding and the head here (V3 report, section 2.2).
         for name in ("embed_tokens", "shared_head.head"):
-            params.pop(f"{prefix}.{name}.weight", None)
+            copy = f"{prefix}.{name}.weight"
+            if copy in params:
+                del params[copy]  # unread, unlike with pop
 
     @torch.no_grad()
     def forward(

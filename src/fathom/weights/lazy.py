@@ -84,10 +84,11 @@ class LazyParameters(MutableMapping[str, Value]):
         Raises: KeyError; CheckpointError where the file's values are not sound.
         """
         row = self._rows.get(name)
-        if name in self._given or row is None or (row.copy_of or name) in self._uses:
+        source = name if row is None else row.copy_of or name
+        if row is None or name in self._given or source in self._shared:
             return self.pop(name)
         if name not in self._left:
             raise KeyError(name)
-        value = self._borrow(row)
+        value = self._borrow(self._rows[source])
         del self[name]
         return value

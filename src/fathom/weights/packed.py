@@ -17,6 +17,7 @@ from fathom.spec.stored import Packing
 # The column, of eight, that each four bits of a 32-bit word hold, from the lowest up (AutoAWQ,
 # awq/utils/packing_utils.py, "gemm"); the first of each pair is the low half of a byte.
 _AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
+_LOW_HALVES = 0x0F0F0F0F  # of the bytes of a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,17 @@ def unpack_matrix(
 def pack_awq(matrix: QTensor) -> PackedParts:
     """What AutoAWQ stores for `matrix` [N, K]. N must be a multiple of 8."""
     assert matrix.zero is not None
-    data = matrix.data.t().contiguous()  # [K / 2, N]: two inputs a byte
-    values = data.new_empty(2 * data.shape[0], data.shape[1])
-    torch.bitwise_and(data, 15, out=values[0::2])
-    torch.bitwise_right_shift(data, 4, out=values[1::2])
+    num_rows, num_pairs = matrix.data.shape
+    eights = matrix.data.reshape(num_rows // 8, 8, num_pairs)
+    halves = matrix.data.new_empty(2, num_pairs, num_rows // 8, 4)
+    for place, column in enumerate(_AWQ_COLUMNS):
+        halves[place % 2, ..., place // 2].copy_(eights[:, column].t())
+    low, high = halves.view(torch.int32).squeeze(-1)
+    values = low.new_empty(2 * num_pairs, num_rows // 8)
+    values[0::2] = (low & _LOW_HALVES) | ((high & _LOW_HALVES) << 4)
+    values[1::2] = ((low >> 4) & _LOW_HALVES) | (high & ~_LOW_HALVES)
     return PackedParts(
-        values=_awq_words(values),
+        values=values,
         scale=matrix.scale.t().contiguous(),
         zero=_awq_words(matrix.zero.t()),
     )
@@ -101,12 +107,17 @@ def _awq_values(words: torch.Tensor, rows: slice) -> torch.Tensor:
     """QTensor's data [rows, K / 2] of words [K, N / 8]: the outputs of a word go to rows, and two
     inputs, one word below the other, into a byte."""
     first = rows.start // 8
-    stored = _bytes(words[:, first : -(-rows.stop // 8)])
+    stored = words[:, first : -(-rows.stop // 8)]
     even, odd = stored[0::2], stored[1::2]
-    out = stored.new_empty(*even.shape[:-1], 8)
-    out[..., list(_AWQ_COLUMNS[0::2])] = (even & 15) | (odd << 4)
-    out[..., list(_AWQ_COLUMNS[1::2])] = (even >> 4) | (odd & 0xF0)
-    return out.flatten(-2)[:, rows.start - 8 * first : rows.stop - 8 * first].t().contiguous()
+    low = (even & _LOW_HALVES) | ((odd & _LOW_HALVES) << 4)
+    high = ((even >> 4) & _LOW_HALVES) | (odd & ~_LOW_HALVES)
+    num_pairs, num_words = low.shape
+    out = torch.empty(num_words, 8, num_pairs, dtype=torch.uint8, device=words.device)
+    for halves, columns in ((low, _AWQ_COLUMNS[0::2]), (high, _AWQ_COLUMNS[1::2])):
+        # One strided copy a column: far quicker than scattering by an index.
+        for byte, column in zip(_bytes(halves).unbind(-1), columns, strict=True):
+            out[:, column].copy_(byte.t())
+    return out.view(-1, num_pairs)[rows.start - 8 * first : rows.stop - 8 * first]
 
 
 def _awq_words(values: torch.Tensor) -> torch.Tensor:

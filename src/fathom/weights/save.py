@@ -18,9 +18,11 @@ from fathom.spec.formats import Format
 from fathom.spec.params import ParamSpec
 from fathom.spec.stored import StoredPart
 from fathom.weights.index import INDEX_NAME, SINGLE_NAME
-from fathom.weights.packed import pack_awq
-from fathom.weights.place import format_of
+from fathom.weights.packed import PackedParts, pack_awq
+from fathom.weights.place import torch_dtype
 
+Value = torch.Tensor | QTensor | PackedParts
+Make = Callable[[ParamSpec], Value]
 MAX_SHARD_BYTES = 4 * 2**30
 
 _PLAIN_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -32,28 +34,22 @@ _ALIGNMENT = 8
 def save_checkpoint(
     config: Mapping[str, object],
     path: Path,
-    make: Callable[[ParamSpec], torch.Tensor | QTensor],
+    make: Make,
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a checkpoint of the model that `config` describes into the directory `path`.
 
-    `make` gives each row of the parameter table its values, in the row's shape and format. Rows
-    that are copies are written too, as DeepSeek does. Files that are there are overwritten; one
-    shard without an index where everything fits into it. A shard has its name once it is whole, and
-    config.json is written last.
+    `make` gives each row of the parameter table its values in the row's shape, quantised ones in
+    its format: int4 packed as the row is, or as QTensor for AWQ's layout. Rows that are copies are
+    written too, as DeepSeek does. Files that are there are overwritten; one shard without an index
+    where everything fits into it. A shard has its name once it is whole, and config.json is written
+    last.
 
-    Raises: CheckpointError where `make` gives another shape or format than the row's, and for
-    layouts that are read only.
+    Raises: CheckpointError where `make` gives another shape, format or packing than the row's.
     Cost: one parameter in memory.
     """
     table = parameter_table(parse_config(config))
-    if any(row.packing not in (None, "awq") for row in table):
-        raise CheckpointError(
-            "config.json: quantization_config: quant_method cannot be written",
-            found="gptq",
-            wanted="fp8, awq or w8a8_int8",
-        )
     path.mkdir(parents=True, exist_ok=True)
     shards = _shards(table, max_shard_bytes)
     weight_map: dict[str, str] = {}
@@ -86,16 +82,19 @@ def _shards(table: Sequence[ParamSpec], most_bytes: int) -> list[list[ParamSpec]
     return shards
 
 
-def _write_shard(
-    file: Path, rows: Sequence[ParamSpec], make: Callable[[ParamSpec], torch.Tensor | QTensor]
-) -> None:
+def _write_shard(file: Path, rows: Sequence[ParamSpec], make: Make) -> None:
     partial = file.with_name(file.name + ".partial")
     try:
         with partial.open("wb") as stream:
             stream.write(_header(rows))
             for row in rows:
                 for part, tensor in zip(_written(row), _stored(row, make(row)), strict=True):
-                    assert tuple(tensor.shape) == part.shape
+                    if tuple(tensor.shape) != part.shape:
+                        raise CheckpointError(
+                            f"{part.name} cannot be written",
+                            found=str(list(tensor.shape)),
+                            wanted=str(list(part.shape)),
+                        )
                     _write_tensor(stream, tensor)
         partial.replace(file)
     finally:
@@ -141,8 +140,10 @@ def _write_tensor(stream: BinaryIO, tensor: torch.Tensor) -> None:
     stream.write(flat.numpy().data)
 
 
-def _stored(row: ParamSpec, value: torch.Tensor | QTensor) -> tuple[torch.Tensor, ...]:
+def _stored(row: ParamSpec, value: Value) -> tuple[torch.Tensor, ...]:
     """The tensors that stand for one row in a file, in the order of its parts."""
+    if isinstance(value, PackedParts):
+        return value.values, value.scale, value.zero
     is_blocked = row.format.block is not None
     if tuple(value.shape) != row.shape or isinstance(value, QTensor) is not is_blocked:
         raise CheckpointError(
@@ -150,13 +151,14 @@ def _stored(row: ParamSpec, value: torch.Tensor | QTensor) -> tuple[torch.Tensor
             found=f"{type(value).__name__} of shape {list(value.shape)}",
             wanted=f"{'QTensor' if is_blocked else 'Tensor'} of shape {list(row.shape)}",
         )
-    held = value.format if isinstance(value, QTensor) else format_of(value.dtype)
-    if held != row.format:
-        raise CheckpointError(
-            f"{row.name} cannot be written", found=str(held), wanted=str(row.format)
-        )
     if isinstance(value, torch.Tensor):
-        return (value,)
+        return (value.to(torch_dtype(row.format)),)
+    if value.format != row.format or row.packing not in (None, "awq"):
+        raise CheckpointError(
+            f"{row.name} cannot be written",
+            found=f"{value.format} for {row.packing or 'no'} packing",
+            wanted=f"{row.format}, packed as awq where it is packed",
+        )
     if row.packing is None:
         return value.tensors
     packed = pack_awq(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from math import sqrt
+from math import prod, sqrt
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Shard, owned_slice
 from fathom.spec.params import CORRECTION_BIAS, ParamSpec
 from fathom.weights.open import is_mtp
+from fathom.weights.packed import PackedParts, unpack_matrix
 from fathom.weights.place import part_of, place, torch_dtype
 from fathom.weights.save import MAX_SHARD_BYTES, save_checkpoint
 
@@ -70,10 +71,13 @@ def random_parameter(
     Matrices keep the variance of what passes through them (1 / inputs), norms are near 1, the
     router's correction bias is small beside its scores, so that deep models stay finite.
     """
-    digest = hashlib.sha256(f"{seed}:{param.copy_of or param.name}".encode()).digest()
-    generator = torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "little"))
-    if param.format.name in ("int8", "int4"):
-        return _random_integers(param, generator, device)
+    if param.packing is not None:
+        rows, columns = (slice(0, size) for size in param.shape)
+        packed = random_packed(param, seed=seed, device=device)
+        return unpack_matrix(packed, param.packing, param.format, rows, columns)
+    generator = _generator(param, seed, device)
+    if param.format.name == "int8":
+        return _random_int8(param, generator)
     values = torch.randn(param.shape, generator=generator, device=device, dtype=torch.float32)
     if param.role == CORRECTION_BIAS:
         values.mul_(0.1)
@@ -86,24 +90,48 @@ def random_parameter(
     return values.to(torch_dtype(param.format))
 
 
-def _random_integers(param: ParamSpec, generator: torch.Generator, device: torch.device) -> QTensor:
-    """A quantised matrix whose every level is equally likely, drawn without float values."""
-    rows, columns = param.shape
-    is_int4 = param.format.name == "int4"
-    width = columns // 2 if is_int4 else columns
-    # A word at a time: drawing bytes singly takes eight times as long.
-    words = torch.empty(-(-rows * width // 8), dtype=torch.int64, device=device)
-    words.random_(-(2**63), None, generator=generator)
-    data = words.view(torch.uint8)[: rows * width].view(rows, width)
+def random_packed(param: ParamSpec, *, seed: int, device: torch.device = _CPU) -> PackedParts:
+    """A packed int4 parameter as it is stored, every level equally likely, with zero points in the
+    middle; drawn without float values. Its values are those of `random_parameter`."""
+    generator = _generator(param, seed, device)
+    shapes = {part.role: part.shape for part in param.parts}
+    # Seven or eight, whatever the order in a word; less one where that is how they are stored.
+    zero = _random_words(shapes["zero"], torch.int32, generator) & 0x11111111
+    zero += 0x66666666 if param.packing == "gptq" else 0x77777777
+    scale = _random_scale(shapes["scale"], 16, param.shape[1], generator).to(torch.float16)
+    return PackedParts(_random_words(shapes["values"], torch.int32, generator), scale, zero)
+
+
+def _generator(param: ParamSpec, seed: int, device: torch.device) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{param.copy_of or param.name}".encode()).digest()
+    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def _random_int8(param: ParamSpec, generator: torch.Generator) -> QTensor:
+    """As `random_packed`, in int8 rows."""
     scale_shape = param.format.scale_shape(param.shape)
     assert scale_shape is not None
-    scale = torch.rand(scale_shape, generator=generator, device=device).mul_(0.4).add_(0.8)
-    # Equally likely levels 0 to n - 1 have variance (n^2 - 1) / 12.
-    scale *= sqrt(12.0 / ((255.0 if is_int4 else 65535.0) * columns))
-    if not is_int4:
-        return QTensor(data.view(torch.int8), scale, param.format)
-    zero = torch.randint(7, 9, scale_shape, generator=generator, device=device, dtype=torch.uint8)
-    return QTensor(data, scale.to(torch.float16), param.format, zero=zero)
+    scale = _random_scale(scale_shape, 256, param.shape[1], generator)
+    return QTensor(_random_words(param.shape, torch.int8, generator), scale, param.format)
+
+
+def _random_words(
+    shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> torch.Tensor:
+    """Integers whose every bit is random, drawn 64 at a time because that is far quicker."""
+    num_bytes = prod(shape) * dtype.itemsize
+    drawn = torch.empty(-(-num_bytes // 8), dtype=torch.int64, device=generator.device)
+    drawn.random_(-(2**63), None, generator=generator)
+    return drawn.view(torch.uint8)[:num_bytes].view(dtype).view(shape)
+
+
+def _random_scale(
+    shape: tuple[int, ...], num_levels: int, num_inputs: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Scales near that with which equally likely levels, of variance (levels^2 - 1) / 12, keep the
+    variance of what passes through."""
+    scale = torch.rand(shape, generator=generator, device=generator.device).mul_(0.4).add_(0.8)
+    return scale.mul_(sqrt(12.0 / ((num_levels**2 - 1) * num_inputs)))
 
 
 def write_checkpoint(
@@ -117,6 +145,10 @@ def write_checkpoint(
 
     Raises: CheckpointError where the config is not one that fathom reads.
     """
-    save_checkpoint(
-        config, path, lambda row: random_parameter(row, seed=seed), max_shard_bytes=max_shard_bytes
-    )
+
+    def make(row: ParamSpec) -> torch.Tensor | QTensor | PackedParts:
+        if row.packing is not None:
+            return random_packed(row, seed=seed)
+        return random_parameter(row, seed=seed)
+
+    save_checkpoint(config, path, make, max_shard_bytes=max_shard_bytes)
