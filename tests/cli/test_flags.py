@@ -208,7 +208,6 @@ def test_translated_flags(arguments: list[str], field: str, value: object) -> No
         (["--speculative-eagle-topk", "4"], "a chain"),
         (["--chunked-prefill-size", "-1"], "chunked prefill off"),
         (["--mem-fraction-static", "0.85"], "--gpu-memory-utilization"),
-        (["--quantization", "awq"], "checkpoint says its format"),
         (["--pipeline-parallel-size", "2"], "not implemented yet"),
         (["--nnodes=2"], "one node"),
         (["--reasoning-parser", "qwen3"], "deepseek_r1"),

@@ -269,12 +269,6 @@ _MISSING = (
     _missing("--distributed-timeout-seconds --dist-timeout", _NODES, fix="--step-timeout"),
     _missing("--api-server-count --tokenizer-worker-num", "one API process", harmless=("1",)),
     _missing(
-        "--quantization -q",
-        "the checkpoint says its format itself; FP8 blocks of 128x128 and bf16 are read",
-        harmless=("none",),
-        fix="leave it out",
-    ),
-    _missing(
         "--cpu-offload-gb --kv-offloading-size --hicache-size --hicache-ratio",
         "weights and KV stay on the device",
         harmless=("0",),

@@ -21,6 +21,15 @@ T = TypeVar("T")
 
 _MAX_SEQUENCES = {"cuda": 256, "cpu": 64}
 _BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}
+# vLLM's names of ways in which a checkpoint may be quantised already.
+_STORED_METHODS = {
+    "awq": "awq",
+    "awq_marlin": "awq",
+    "gptq": "gptq",
+    "gptq_marlin": "gptq",
+    "compressed-tensors": "int8",
+    "w8a8_int8": "int8",
+}
 # vLLM's names of FP8 caches.
 _KV_FP8 = ("fp8", "fp8_e4m3", "fp8_ds_mla")
 _DTYPES = {"float32": FLOAT32, "float": FLOAT32, "bfloat16": BFLOAT16}
@@ -116,11 +125,14 @@ def choose_backend(notes: Notes, machine: Machine, device: str) -> str:
     return notes.say("ops_backend", "cpu", f"kernels for {machine.cpu_isa}", "machine")
 
 
-def choose_quantization(notes: Notes) -> Quantization | None:
+def choose_quantization(notes: Notes, model: ModelSpec) -> Quantization | None:
     """Format of the matrices in memory. Raises: ConfigError for another name."""
     asked = notes.config.quantization
-    if asked is None:
+    if asked in (None, "none"):
         return notes.say("quantization", None, "weights stay as they are stored", "default")
+    stored = model.packing or model.weight_format.name
+    if asked in _STORED_METHODS and stored.startswith(_STORED_METHODS[asked]):
+        return notes.say("quantization", None, "as the checkpoint stores them", "asked")
     for known in get_args(Quantization):
         if asked == known:
             return notes.say("quantization", cast(Quantization, known), "as asked", "asked")
@@ -128,10 +140,9 @@ def choose_quantization(notes: Notes) -> Quantization | None:
     near = get_close_matches(asked, names, 1)
     raise ConfigError(
         "--quantization (quantization)",
-        found=repr(asked),
-        wanted=", ".join(names) + (f" (nearest: {near[0]})" if near else ""),
-        fix="leave it out for checkpoints that are quantised: AWQ, GPTQ, FP8 and int8 are read "
-        "from their config.json",
+        found=f"{asked!r}; the checkpoint's weights are {stored}",
+        wanted=f"none, {', '.join(names)}" + (f" (nearest: {near[0]})" if near else ""),
+        fix="leave it out: AWQ, GPTQ, FP8 and int8 are read from config.json",
     )
 
 

@@ -166,7 +166,8 @@ class WorkingSet:
         per_token = (mla.q_lora_rank or 0) + mla.latent_dim
         per_token += heads * (2 * mla.qk_dim + mla.rope_dim + 2 * mla.v_dim)
         expanded = mla.nope_dim + mla.v_dim + mla.qk_dim + max(mla.qk_dim, mla.v_dim)
-        keys = ceil((self.max_model_len + self.max_batch_tokens) * _PADDING)
+        # Long sequences run unpadded, each by itself.
+        keys = self.max_model_len + ceil(self.max_batch_tokens * _PADDING)
         tile = min(_QUERY_TILE, self.max_batch_tokens) * keys * (1 + item)
         return item * (self.max_batch_tokens * per_token + keys * heads * expanded) + tile
 

@@ -104,7 +104,7 @@ def _fitter(notes: Notes, model: ModelSpec, machine: Machine, device: str, backe
     budget = _budget(config, machine, device, layout.tp)
     num_drafts = choose_drafts(notes, model)
     kinds = parameter_kinds(model)
-    quantization = choose_quantization(notes)
+    quantization = choose_quantization(notes, model)
 
     def is_roomy(compute: Format) -> bool:
         """Whether dequantised weights leave half of the memory for the rest."""
