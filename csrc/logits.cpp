@@ -221,7 +221,7 @@ Row::Place Row::find(Border border, double limit, int64_t max_count, const Weigh
   Place at{0, 0, 0};
   for (int bin = 0; bin < kBins && at.count < max_count; ++bin) {
     const double sum = at.sum + bins_[bin].sum;
-    const int64_t count = at.count + int64_t(bins_[bin].count);
+    const int64_t count = at.count + bins_[bin].count;
     const bool is_last = bin == kBins - 1;
     if (!is_over(sum) && count < max_count && !is_last) {
       at.sum = sum;

@@ -24,9 +24,12 @@ CPU = torch.device("cpu")
 LOGIT_OPS = ("mask_logits", "sample", "token_logprobs", "verify")
 BFLOAT16_OPS = ("rope", "silu_mul")
 
-pytestmark = pytest.mark.skipif(
-    not library.PATH.is_file() or not library.isa(), reason="no CPU kernels on this machine"
-)
+ISAS = [
+    name
+    for name in ("avx2", "avx512", "amx")
+    if library.PATH.is_file() and library.load().fathom_choose_isa(name.encode())
+]
+pytestmark = pytest.mark.skipif(not ISAS, reason="no CPU kernels on this machine")
 
 
 class Assembled(CpuLogits, CpuRows, ReferenceBackend):
@@ -42,10 +45,13 @@ def start_threads(count: int) -> None:
     assert library.load().fathom_start_threads(count, (ctypes.c_int * count)(*[-1] * count))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_afterwards() -> Iterator[None]:
+@pytest.fixture(scope="module", autouse=True, params=ISAS)
+def each_isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs with every instruction set of this machine; the best stays chosen."""
+    assert library.load().fathom_choose_isa(request.param.encode())
     yield
     start_threads(1)
+    library.load().fathom_choose_isa(ISAS[-1].encode())
 
 
 def is_taken(case: Case) -> bool:
