@@ -145,6 +145,7 @@ template <int N, class T>
 inline void dot_outputs(const DotCall& call, int64_t output) {
   int64_t row = 0;
   for (; row + kDotRows <= call.num_rows; row += kDotRows) dot_tile<kDotRows, N, T>(call, row, output);
+  for (; kDotRows > 2 && row + 2 <= call.num_rows; row += 2) dot_tile<2, N, T>(call, row, output);
   for (; row < call.num_rows; ++row) dot_tile<1, N, T>(call, row, output);
 }
 

@@ -149,6 +149,23 @@ def test_sample_takes_the_reference_s_token(
         assert alone[0] == got[row]
 
 
+@pytest.mark.parametrize("spread", [0.5, 1.0, 3.0, 9.0])
+def test_sample_from_a_whole_vocabulary(spread: float) -> None:
+    """Heads of one token to most of a vocabulary, against the reference."""
+    choices = [
+        (temperature, top_k, top_p, min_p, uniform)
+        for temperature, uniform in ((0.6, 0.93), (1.0, 0.41), (1.5, 0.9997))
+        for top_k, top_p, min_p in (
+            *((0, 1.0, 0.0), (0, 0.95, 0.0), (0, 1.0, 0.001)),
+            *((50, 0.95, 0.0), (9000, 0.5, 0.0), (100_000, 1.0, 0.0)),
+        )
+    ]
+    logits = make_logits(len(choices), 129_280, 17, spread, "plain")
+    sampling = sampling_of(choices)
+    assert not borders(logits, sampling)
+    assert OPS.sample(logits, sampling).equal(REFERENCE.sample(logits, sampling))
+
+
 @pytest.mark.parametrize("filters", [(0, 1.0, 0.0), (0, 0.9, 0.0), (40, 1.0, 0.0), (0, 1.0, 0.05)])
 def test_shares_are_the_filtered_softmax(filters: tuple[int, float, float]) -> None:
     """Chi-square of 20,000 draws against the probabilities in float64; the limit is six sigma."""
