@@ -15,6 +15,13 @@ constexpr int64_t kMaxVocab = int64_t(1) << 31;
 // Rows of small ops that one item takes.
 constexpr int64_t kItemRows = 16;
 
+const char* has_kernels() {
+  CHECK(ready());
+  if (isa()->logits == nullptr || isa()->rows == nullptr)
+    return fail("no kernels for logits and rows with %s", isa()->name);
+  return nullptr;
+}
+
 const char* check_logits(const Logits& in) {
   if (in.num_rows < 0 || (in.num_rows > 0 && in.x == nullptr)) return fail("logits: no rows");
   if (in.vocab < 1 || in.vocab > kMaxVocab) return fail("logits: %lld wide", (long long)in.vocab);
@@ -50,7 +57,7 @@ void for_each_row(int64_t rows, Body&& body) {
 extern "C" {
 
 const char* fathom_largest(const float* x, int64_t stride, int64_t rows, int64_t vocab, float* out) {
-  CHECK(ready());
+  CHECK(has_kernels());
   const Logits logits{x, stride, rows, vocab};
   CHECK(check_logits(logits));
   largest(logits, out);
@@ -61,7 +68,7 @@ const char* fathom_sample(const float* x, int64_t stride, int64_t rows, int64_t 
                           int64_t drawn, const int64_t* drawn_rows, const float* temperature,
                           const int64_t* top_k, const float* top_p, const float* min_p,
                           const double* uniform, int64_t* out) {
-  CHECK(ready());
+  CHECK(has_kernels());
   const Logits logits{x, stride, rows, vocab};
   CHECK(check_logits(logits));
   CHECK(check_range(drawn_rows, drawn, rows, "rows"));
@@ -79,7 +86,7 @@ const char* fathom_sample(const float* x, int64_t stride, int64_t rows, int64_t 
 const char* fathom_token_logprobs(const float* x, int64_t stride, int64_t rows, int64_t vocab,
                                   const int64_t* tokens, int64_t num_top, float* chosen,
                                   int64_t* rank, int64_t* top_ids, float* top) {
-  CHECK(ready());
+  CHECK(has_kernels());
   const Logits logits{x, stride, rows, vocab};
   CHECK(check_logits(logits));
   CHECK(check_range(tokens, rows, vocab, "tokens"));
@@ -90,7 +97,7 @@ const char* fathom_token_logprobs(const float* x, int64_t stride, int64_t rows, 
 
 const char* fathom_mask(float* x, int64_t stride, int64_t rows, int64_t vocab,
                         const uint8_t* allowed, int64_t allowed_stride) {
-  CHECK(ready());
+  CHECK(has_kernels());
   const Logits logits{x, stride, rows, vocab};
   CHECK(check_logits(logits));
   if (rows > 1 && allowed_stride < (vocab + 7) / 8) return fail("allowed: rows overlap");
@@ -101,7 +108,7 @@ const char* fathom_mask(float* x, int64_t stride, int64_t rows, int64_t vocab,
 const char* fathom_add_biases(float* x, int64_t stride, int64_t rows, int64_t vocab, int64_t count,
                               const int64_t* cell_rows, const int64_t* cell_ids,
                               const float* values) {
-  CHECK(ready());
+  CHECK(has_kernels());
   const Logits logits{x, stride, rows, vocab};
   CHECK(check_logits(logits));
   CHECK(check_cells({cell_rows, cell_ids, count}, logits, "biases"));
@@ -113,7 +120,7 @@ const char* fathom_penalize(float* x, int64_t stride, int64_t rows, int64_t voca
                             const int64_t* cell_rows, const int64_t* cell_ids,
                             const int64_t* counts, const float* repetition, const float* presence,
                             const float* frequency) {
-  CHECK(ready());
+  CHECK(has_kernels());
   const Logits logits{x, stride, rows, vocab};
   CHECK(check_logits(logits));
   CHECK(check_cells({cell_rows, cell_ids, count}, logits, "penalties"));
@@ -123,7 +130,7 @@ const char* fathom_penalize(float* x, int64_t stride, int64_t rows, int64_t voca
 
 const char* fathom_route(const void* x, int64_t stride, int64_t rows, const Router* router,
                          int64_t* ids, float* weights) {
-  CHECK(ready());
+  CHECK(has_kernels());
   const Router& r = *router;
   if (rows < 0 || r.width < 1 || r.experts < 1 || (rows > 0 && x == nullptr))
     return fail("x: %lld rows of %lld", (long long)rows, (long long)r.width);
@@ -151,7 +158,7 @@ const char* fathom_embed(const int64_t* ids, int64_t rows, const uint8_t* weight
 const char* fathom_rope(const uint16_t* x, int64_t token_stride, int64_t head_stride,
                         int64_t tokens, int64_t heads, int64_t half, const float* cos,
                         const float* sin, int is_interleaved, uint16_t* out) {
-  CHECK(ready());
+  CHECK(has_kernels());
   const RowKernels& kernels = *isa()->rows;
   for_each_row(tokens, [&](int64_t token) {
     for (int64_t head = 0; head < heads; ++head)
@@ -163,7 +170,7 @@ const char* fathom_rope(const uint16_t* x, int64_t token_stride, int64_t head_st
 
 const char* fathom_silu_mul(const uint16_t* x, int64_t stride, int64_t rows, int64_t width,
                             uint16_t* out) {
-  CHECK(ready());
+  CHECK(has_kernels());
   const RowKernels& kernels = *isa()->rows;
   for_each_row(rows, [&](int64_t row) {
     const uint16_t* gate = x + row * stride;

@@ -2,7 +2,6 @@
 // compiles it with its own flags.
 #pragma once
 
-#include <cmath>
 
 #include "key.h"
 #include "lanes.h"
@@ -13,38 +12,65 @@ namespace {
 
 const float kLowest = -__builtin_inff();
 
-// Sixteen values, `fill` beyond the end.
-inline v16f load_floats(const float* row, int64_t at, int64_t size, float fill) {
-  if (at + kLanes <= size) return load<v16f>(row + at);
-  alignas(64) float part[kLanes];
-  for (int i = 0; i < kLanes; ++i) part[i] = at + i < size ? row[at + i] : fill;
-  return load<v16f>(part);
+// N values of a row from `at`, with `fill` beyond its end, which takes a copy.
+template <int N>
+struct Slice {
+  alignas(64) float copy[N];
+  const float* x;
+  Slice(const float* row, int64_t at, int64_t size, float fill) : x(row + at) {
+    if (at + N <= size) return;
+    for (int i = 0; i < N; ++i) copy[i] = at + i < size ? row[at + i] : fill;
+    x = copy;
+  }
+};
+
+// The largest of each lane of a group, NaN left out.
+inline void group_max(const float* row, int64_t at, int64_t size, float* to) {
+  const Slice<kGroup> group(row, at, size, kLowest);
+#pragma GCC unroll 2
+  for (int part = 0; part < kLanes; part += kFloats) {
+    vf most = vf{} + kLowest;
+#pragma GCC unroll 8
+    for (int i = part; i < kGroup; i += kLanes) most = max_of(load<vf>(group.x + i), most);
+    store(to + part, most);
+  }
 }
 
-// The order of the operands matters: of a NaN and a number the second comes out.
-inline v16f group_max(const float* row, int64_t at, int64_t size) {
-  const v16f lowest = splat(kLowest);
-  v16f a = lowest, b = lowest;
-  if (at + kGroup <= size) {
-    for (int i = 0; i < kGroup; i += 2 * kLanes) {
-      a = max_of(load<v16f>(row + at + i), a);
-      b = max_of(load<v16f>(row + at + i + kLanes), b);
-    }
-  } else {
-    for (; at < size; at += kLanes) a = max_of(load_floats(row, at, size, kLowest), a);
-  }
-  return max_of(a, b);
+// Sixteen maxima so far, taken further.
+inline void keep_max(float* most, const float* x) {
+#pragma GCC unroll 2
+  for (int i = 0; i < kLanes; i += kFloats)
+    store(most + i, max_of(load<vf>(x + i), load<vf>(most + i)));
 }
+
+struct Maxima {
+  alignas(64) float lanes[kLanes];
+  Maxima() {
+    for (float& lane : lanes) lane = kLowest;
+  }
+  float largest() const {
+    float best = kLowest;
+    for (const float lane : lanes) best = lane > best ? lane : best;
+    return best;
+  }
+};
 
 float largest_logit(const float* row, int64_t size) {
-  v16f best = splat(kLowest);
-  v16i is_nan = splat(0);
+  vf most[kParts];
+  for (vf& lanes : most) lanes = vf{} + kLowest;
+  uint32_t is_nan = 0;
   for (int64_t at = 0; at < size; at += kLanes) {
-    const v16f x = load_floats(row, at, size, kLowest);
-    best = max_of(x, best);
-    is_nan = is_nan | (x != x);
+    const Slice<kLanes> part(row, at, size, kLowest);
+#pragma GCC unroll 2
+    for (int i = 0; i < kParts; ++i) {
+      const vf x = load<vf>(part.x + i * kFloats);
+      is_nan |= compare<_CMP_UNORD_Q>(x, x);
+      most[i] = max_of(x, most[i]);
+    }
   }
-  return bits_of(is_nan) ? __builtin_nanf("") : largest(best);
+  Maxima found;
+  std::memcpy(found.lanes, most, sizeof most);
+  return is_nan ? __builtin_nanf("") : found.largest();
 }
 
 int64_t argmax_logit(const float* row, int64_t size) {
@@ -52,11 +78,14 @@ int64_t argmax_logit(const float* row, int64_t size) {
   float best = kLowest;
   int64_t first = 0;
   for (int64_t block = 0; block < size; block += kBlock) {
-    v16f most = splat(kLowest);
-    for (int64_t at = block; at < block + kBlock && at < size; at += kGroup)
-      most = max_of(group_max(row, at, size), most);
-    if (bits_of(most > best) == 0) continue;
-    best = largest(most);
+    Maxima most;
+    for (int64_t at = block; at < block + kBlock && at < size; at += kGroup) {
+      alignas(64) float lanes[kLanes];
+      group_max(row, at, size, lanes);
+      keep_max(most.lanes, lanes);
+    }
+    if (compare<_CMP_GT_OQ>(most.lanes, best) == 0) continue;
+    best = most.largest();
     first = block;
   }
   for (int64_t at = first; at < size; ++at)
@@ -65,23 +94,22 @@ int64_t argmax_logit(const float* row, int64_t size) {
 }
 
 float lane_maxima(const float* row, int64_t size, float* to) {
-  v16f best = splat(kLowest);
+  Maxima most;
   for (int64_t at = 0; at < size; at += kGroup, to += kLanes) {
-    const v16f most = group_max(row, at, size);
-    store(to, most);
-    best = max_of(most, best);
+    group_max(row, at, size, to);
+    keep_max(most.lanes, to);
   }
-  return largest(best);
+  return most.largest();
 }
 
 int64_t collect_logits(const float* row, int64_t size, const float* maxima, float threshold,
                        int64_t max_equal, Key* to) {
   int64_t found = 0, equal = 0;
   for (int64_t group = 0; group < size; group += kGroup, maxima += kLanes) {
-    if (bits_of(load<v16f>(maxima) >= threshold) == 0) continue;
+    if (compare<_CMP_GE_OQ>(maxima, threshold) == 0) continue;
     for (int64_t at = group; at < group + kGroup && at < size; at += kLanes) {
-      const v16f x = load_floats(row, at, size, __builtin_nanf(""));
-      uint32_t bits = bits_of(x >= threshold);
+      const Slice<kLanes> part(row, at, size, __builtin_nanf(""));
+      uint32_t bits = compare<_CMP_GE_OQ>(part.x, threshold);
       for (; bits != 0; bits &= bits - 1) {
         const int64_t place = at + __builtin_ctz(bits);
         if (row[place] == threshold && equal++ >= max_equal) continue;
@@ -92,17 +120,30 @@ int64_t collect_logits(const float* row, int64_t size, const float* maxima, floa
   return found;
 }
 
-inline v16i bins_of(v16f x, float best, float scale) {
-  const v16f bin = (best - x) * scale;
-  // A NaN, of a NaN or of 0 times inf, goes to the last bin too.
-  return __builtin_convertvector(select(bin < float(kBins - 1), bin, splat(float(kBins - 1))), v16i);
+// The bins of sixteen values. A NaN, of a NaN or of 0 times inf, goes to the last one too.
+inline void find_bins(const float* x, float best, float scale, int32_t* to) {
+#pragma GCC unroll 2
+  for (int i = 0; i < kLanes; i += kFloats) {
+    const vf bin = (best - load<vf>(x + i)) * scale, last = vf{} + float(kBins - 1);
+    const vi is_in = bin < last;
+    const vi chosen = ((vi)bin & is_in) | ((vi)last & ~is_in);
+    store(to + i, __builtin_convertvector((vf)chosen, vi));
+  }
 }
 
 int64_t collect_bin(const float* row, int64_t size, float best, float scale, int bin, Key* to) {
   int64_t found = 0;
   for (int64_t at = 0; at < size; at += kLanes) {
-    const v16f x = load_floats(row, at, size, __builtin_nanf(""));
-    uint32_t bits = bits_of((bins_of(x, best, scale) == bin) & (x == x));
+    const Slice<kLanes> part(row, at, size, __builtin_nanf(""));
+    alignas(64) int32_t bins[kLanes];
+    find_bins(part.x, best, scale, bins);
+    uint32_t bits = 0;
+#pragma GCC unroll 2
+    for (int i = 0; i < kLanes; i += kFloats) {
+      const vf x = load<vf>(part.x + i);
+      const vi is_here = load<vi>(bins + i) == bin;
+      bits |= compare<_CMP_ORD_Q>((vf)((vi)x | ~is_here), x) << i;
+    }
     for (; bits != 0; bits &= bits - 1) {
       const int64_t place = at + __builtin_ctz(bits);
       to[found++] = key_of(row[place], place);
@@ -111,52 +152,57 @@ int64_t collect_bin(const float* row, int64_t size, float best, float scale, int
   return found;
 }
 
-inline v8d weights_of(v8f x, const Weighing& by) {
-  const v8d weight = exp_double((to_double(x) - double(by.best)) * by.inverse_t);
-  return (v8d)((v8l)weight & (weight >= by.least));
+inline vd weights_of(vf_of_vd x, const Weighing& by) {
+  const vd weight = exp_double((to_double(x) - double(by.best)) * by.inverse_t);
+  return (vd)((vl)weight & (weight >= by.least));
 }
 
-inline v8f load_eight(const float* row, int64_t at, int64_t size) {
-  if (at + 8 <= size) return load<v8f>(row + at);
-  alignas(32) float part[8];
-  for (int i = 0; i < 8; ++i) part[i] = at + i < size ? row[at + i] : kLowest;
-  return load<v8f>(part);
+constexpr int kSums = 32;
+
+// Adds the weights of 32 values to as many sums.
+inline void add_weights(const float* from, const Weighing& by, vd (&sums)[kSums / kDoubles]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kSums / kDoubles; ++i)
+    sums[i] += weights_of(load<vf_of_vd>(from + kDoubles * i), by);
 }
 
 double sum_weights(const float* row, int64_t size, const Weighing& by) {
-  v8d sums[4] = {};
+  vd sums[kSums / kDoubles] = {};
   int64_t at = 0;
-  for (; at + 32 <= size; at += 32) {
-    const v16i is_in = (load<v16f>(row + at) >= by.from) | (load<v16f>(row + at + 16) >= by.from);
-    if (bits_of(is_in) == 0) continue;
-    for (int i = 0; i < 4; ++i) sums[i] += weights_of(load<v8f>(row + at + 8 * i), by);
+  for (; at + kSums <= size; at += kSums) {
+    if (compare<_CMP_GE_OQ>(row + at, by.from) | compare<_CMP_GE_OQ>(row + at + kLanes, by.from))
+      add_weights(row + at, by, sums);
   }
-  for (; at < size; at += 8) sums[at / 8 % 4] += weights_of(load_eight(row, at, size), by);
-  return sum_double((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  if (at < size) add_weights(Slice<kSums>(row, at, size, kLowest).x, by, sums);
+  alignas(64) double total[kSums];
+  __builtin_memcpy(total, sums, sizeof total);
+  return sum_halves(total);
 }
 
 void weigh_keys(const Key* keys, int64_t n, const Weighing& by, double* to) {
-  for (int64_t at = 0; at < n; at += 8) {
-    alignas(32) float part[8] = {};
-    for (int64_t i = at; i < n && i < at + 8; ++i) part[i - at] = value_of(keys[i]);
-    const v8d weights = weights_of(load<v8f>(part), by);
-    for (int64_t i = at; i < n && i < at + 8; ++i) to[i] = weights[i - at];
+  for (int64_t at = 0; at < n; at += kDoubles) {
+    alignas(32) float part[kDoubles] = {};
+    for (int64_t i = at; i < n && i < at + kDoubles; ++i) part[i - at] = value_of(keys[i]);
+    const vd weights = weights_of(load<vf_of_vd>(part), by);
+    for (int64_t i = at; i < n && i < at + kDoubles; ++i) to[i] = weights[i - at];
   }
 }
 
 void fill_bins(const float* row, int64_t size, const Weighing& by, float scale, Bin* bins) {
   for (int64_t at = 0; at < size; at += kLanes) {
-    const v16f x = load_floats(row, at, size, kLowest);
-    if (bits_of(x >= by.from) == 0) continue;
+    const Slice<kLanes> part(row, at, size, kLowest);
+    if (compare<_CMP_GE_OQ>(part.x, by.from) == 0) continue;
     alignas(64) double weights[kLanes];
     alignas(64) int32_t places[kLanes];
-    store(places, bins_of(x, by.best, scale));
-    store(weights, weights_of(load_eight(row, at, size), by));
-    store(weights + 8, weights_of(load_eight(row, at + 8, size), by));
+    find_bins(part.x, by.best, scale, places);
+#pragma GCC unroll 4
+    for (int i = 0; i < kLanes; i += kDoubles)
+      store(weights + i, weights_of(load<vf_of_vd>(part.x + i), by));
     const int64_t end = size - at < kLanes ? size - at : kLanes;
     for (int64_t i = 0; i < end; ++i) {
-      const v2d added = {weights[i], 1.0};
-      store(bins + places[i], load<v2d>(bins + places[i]) + added);
+      Bin& bin = bins[places[i]];
+      bin.sum += weights[i];
+      ++bin.count;
     }
   }
 }
@@ -165,10 +211,11 @@ int64_t count_before(const float* row, int64_t size, int64_t place) {
   const float value = row[place];
   int64_t count = 0;
   for (int64_t at = 0; at < size; at += kLanes) {
-    const v16f x = load_floats(row, at, size, __builtin_nanf(""));
+    const Slice<kLanes> part(row, at, size, __builtin_nanf(""));
     // Equal ones count in the vectors before the place, and in its own up to it.
     uint32_t before = at + kLanes <= place ? 0xffffu : at < place ? (1u << (place - at)) - 1 : 0;
-    count += __builtin_popcount(bits_of(x > value) | (bits_of(x == value) & before));
+    count += __builtin_popcount(compare<_CMP_GT_OQ>(part.x, value) |
+                                (compare<_CMP_EQ_OQ>(part.x, value) & before));
   }
   return count;
 }

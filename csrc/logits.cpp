@@ -221,7 +221,7 @@ Row::Place Row::find(Border border, double limit, int64_t max_count, const Weigh
   Place at{0, 0, 0};
   for (int bin = 0; bin < kBins && at.count < max_count; ++bin) {
     const double sum = at.sum + bins_[bin].sum;
-    const int64_t count = at.count + int64_t(bins_[bin].count);
+    const int64_t count = at.count + bins_[bin].count;
     const bool is_last = bin == kBins - 1;
     if (!is_over(sum) && count < max_count && !is_last) {
       at.sum = sum;
@@ -285,27 +285,6 @@ const char* token_logprobs(const Logits& logits, const int64_t* tokens, const Lo
       out.top[row * out.num_top + i] = float(double(x[token]) - total);
     }
   });
-}
-
-void mask(float* x, const Logits& logits, const uint8_t* allowed, int64_t stride) {
-  parallel(logits.num_rows, [&](int64_t row, int) {
-    isa()->logits->mask(x + row * logits.stride, logits.vocab, allowed + row * stride);
-  });
-}
-
-void add_biases(float* x, const Logits& logits, const Cells& cells, const float* values) {
-  for (int64_t i = 0; i < cells.count; ++i)
-    x[cells.rows[i] * logits.stride + cells.ids[i]] += values[i];
-}
-
-void penalize(float* x, const Logits& logits, const Cells& cells, const PenaltyRows& by) {
-  for (int64_t i = 0; i < cells.count; ++i) {
-    const int64_t row = cells.rows[i];
-    float& cell = x[row * logits.stride + cells.ids[i]];
-    cell = cell > 0 ? cell / by.repetition[row] : cell * by.repetition[row];
-    cell -= by.frequency[row] * float(by.counts[i]);
-    if (by.counts[i] > 0) cell -= by.presence[row];
-  }
 }
 
 }  // namespace fathom

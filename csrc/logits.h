@@ -19,9 +19,9 @@ struct Weighing {
 
 // Logits fall into bins by their distance from the best, times a scale; the last takes the rest.
 constexpr int kBins = 1024;
-struct alignas(16) Bin {
-  double sum;    // of weights
-  double count;  // NaN too, which only the last can hold
+struct Bin {
+  double sum;     // of weights
+  int64_t count;  // NaN too, which only the last can hold
 };
 
 // Logits in a group share a cache line's lanes: lane l of group g covers 8 of them, 16 apart.

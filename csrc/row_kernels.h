@@ -61,53 +61,78 @@ void rope_row(const uint16_t* x, const float* cos, const float* sin, int64_t hal
   }
 }
 
+// Products go by steps of 32 values in sixteen lanes, two values to a lane; a part is what one
+// vector of the processor holds of the lanes.
 constexpr int kDotStep = 2 * kLanes;
 
-inline Pair load_pair(const uint16_t* from) { return split(from); }
-inline Pair load_pair(const float* from) {
-  return {load<v16f>(from), load<v16f>(from + kLanes)};
+struct Step {
+  vf first[kParts], second[kParts];
+};
+
+inline Step load_step(const uint16_t* from) {
+  Step step;
+  for (int i = 0; i < kParts; ++i) {
+    const vu both = load<vu>(from + 2 * kFloats * i);
+    step.first[i] = (vf)(both << 16);
+    step.second[i] = (vf)(both & 0xffff0000u);
+  }
+  return step;
+}
+inline Step load_step(const float* from) {
+  Step step;
+  for (int i = 0; i < kParts; ++i) {
+    step.first[i] = load<vf>(from + kFloats * i);
+    step.second[i] = load<vf>(from + kLanes + kFloats * i);
+  }
+  return step;
 }
 
 // `n` values from `from`, then zeros.
 template <class T>
-inline Pair load_last(const T* from, int64_t n) {
+inline Step load_last(const T* from, int64_t n) {
   alignas(64) T part[kDotStep] = {};
   std::memcpy(part, from, n * sizeof(T));
-  return load_pair(part);
+  return load_step(part);
 }
 
-inline v16f add_products(v16f to, Pair x, Pair w) {
-  return fma(x.second, w.second, fma(x.first, w.first, to));
+inline void add_products(vf (&to)[kParts], const Step& x, const Step& w) {
+#pragma GCC unroll 2
+  for (int i = 0; i < kParts; ++i)
+    to[i] = fma(x.second[i], w.second[i], fma(x.first[i], w.first[i], to[i]));
 }
 
-// M rows by N outputs: every product is summed in sixteen lanes along the width, then the lanes.
+// M rows by N outputs: every product is summed in its lanes along the width, then the lanes are.
 template <int M, int N, class T>
 inline void dot_tile(const DotCall& call, int64_t row, int64_t output) {
   const T* x = static_cast<const T*>(call.x) + row * call.x_stride;
   const T* weight = static_cast<const T*>(call.weight) + output * call.width;
-  v16f sums[M][N] = {};
+  vf sums[M][N][kParts] = {};
   int64_t at = 0;
   for (; at + kDotStep <= call.width; at += kDotStep) {
-    Pair rows[M];
+    Step rows[M];
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) rows[m] = load_pair(x + m * call.x_stride + at);
+    for (int m = 0; m < M; ++m) rows[m] = load_step(x + m * call.x_stride + at);
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      const Pair w = load_pair(weight + n * call.width + at);
+      const Step w = load_step(weight + n * call.width + at);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) sums[m][n] = add_products(sums[m][n], rows[m], w);
+      for (int m = 0; m < M; ++m) add_products(sums[m][n], rows[m], w);
     }
   }
   if (at < call.width) {
     const int64_t left = call.width - at;
     for (int m = 0; m < M; ++m) {
-      const Pair row = load_last(x + m * call.x_stride + at, left);
+      const Step row = load_last(x + m * call.x_stride + at, left);
       for (int n = 0; n < N; ++n)
-        sums[m][n] = add_products(sums[m][n], row, load_last(weight + n * call.width + at, left));
+        add_products(sums[m][n], row, load_last(weight + n * call.width + at, left));
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) call.to[(row + m) * call.to_stride + output + n] = sum(sums[m][n]);
+    for (int n = 0; n < N; ++n) {
+      float lanes[kLanes];
+      std::memcpy(lanes, sums[m][n], sizeof lanes);
+      call.to[(row + m) * call.to_stride + output + n] = sum_halves(lanes);
+    }
 }
 
 #ifdef __AVX512F__
@@ -120,6 +145,7 @@ template <int N, class T>
 inline void dot_outputs(const DotCall& call, int64_t output) {
   int64_t row = 0;
   for (; row + kDotRows <= call.num_rows; row += kDotRows) dot_tile<kDotRows, N, T>(call, row, output);
+  for (; kDotRows > 2 && row + 2 <= call.num_rows; row += 2) dot_tile<2, N, T>(call, row, output);
   for (; row < call.num_rows; ++row) dot_tile<1, N, T>(call, row, output);
 }
 

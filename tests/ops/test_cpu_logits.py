@@ -24,9 +24,12 @@ CPU = torch.device("cpu")
 LOGIT_OPS = ("mask_logits", "sample", "token_logprobs", "verify")
 BFLOAT16_OPS = ("rope", "silu_mul")
 
-pytestmark = pytest.mark.skipif(
-    not library.PATH.is_file() or not library.isa(), reason="no CPU kernels on this machine"
-)
+ISAS = [
+    name
+    for name in ("avx2", "avx512", "amx")
+    if library.PATH.is_file() and library.load().fathom_choose_isa(name.encode())
+]
+pytestmark = pytest.mark.skipif(not ISAS, reason="no CPU kernels on this machine")
 
 
 class Assembled(CpuLogits, CpuRows, ReferenceBackend):
@@ -42,10 +45,13 @@ def start_threads(count: int) -> None:
     assert library.load().fathom_start_threads(count, (ctypes.c_int * count)(*[-1] * count))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_afterwards() -> Iterator[None]:
+@pytest.fixture(scope="module", autouse=True, params=ISAS)
+def each_isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs with every instruction set of this machine; the best stays chosen."""
+    assert library.load().fathom_choose_isa(request.param.encode())
     yield
     start_threads(1)
+    library.load().fathom_choose_isa(ISAS[-1].encode())
 
 
 def is_taken(case: Case) -> bool:
@@ -141,6 +147,23 @@ def test_sample_takes_the_reference_s_token(
     for row in range(len(choices)):
         alone = OPS.sample(logits[row : row + 1], sampling_of(choices[row : row + 1]))
         assert alone[0] == got[row]
+
+
+@pytest.mark.parametrize("spread", [0.5, 1.0, 3.0, 9.0])
+def test_sample_from_a_whole_vocabulary(spread: float) -> None:
+    """Heads of one token to most of a vocabulary, against the reference."""
+    choices = [
+        (temperature, top_k, top_p, min_p, uniform)
+        for temperature, uniform in ((0.6, 0.93), (1.0, 0.41), (1.5, 0.9997))
+        for top_k, top_p, min_p in (
+            *((0, 1.0, 0.0), (0, 0.95, 0.0), (0, 1.0, 0.001)),
+            *((50, 0.95, 0.0), (9000, 0.5, 0.0), (100_000, 1.0, 0.0)),
+        )
+    ]
+    logits = make_logits(len(choices), 129_280, 17, spread, "plain")
+    sampling = sampling_of(choices)
+    assert not borders(logits, sampling)
+    assert OPS.sample(logits, sampling).equal(REFERENCE.sample(logits, sampling))
 
 
 @pytest.mark.parametrize("filters", [(0, 1.0, 0.0), (0, 0.9, 0.0), (40, 1.0, 0.0), (0, 1.0, 0.05)])
