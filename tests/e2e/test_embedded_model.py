@@ -67,16 +67,14 @@ def reference() -> DeepseekV3ForCausalLM:
 
 def _continue(model: DeepseekV3ForCausalLM, prompt_ids: list[int]) -> tuple[list[int], list[float]]:
     """The greedy continuation, and by how much each token led the next best."""
-    ids, past, step = [], None, torch.tensor([prompt_ids])
+    ids: list[int] = []
     margins = []
     with torch.inference_mode():
         for _ in range(NUM_TOKENS):
-            out = model(step, past_key_values=past, use_cache=True)
-            best = out.logits[0, -1].topk(2)
-            past = out.past_key_values
+            # Everything again for each token: no cache whose interface changes between versions.
+            best = model(torch.tensor([prompt_ids + ids]), use_cache=False).logits[0, -1].topk(2)
             ids.append(int(best.indices[0]))
             margins.append(float(best.values[0] - best.values[1]))
-            step = best.indices[:1].view(1, 1)
     return ids, margins
 
 
