@@ -49,7 +49,7 @@ def wanted() -> list[tuple[Any, ...]]:
         {"threads": 2},
         {"max_num_batched_tokens": 16, "max_num_seqs": 8},
         {"num_speculative_tokens": 1},
-        {"block_size": 16, "max_model_len": 512, "kv_cache_memory_bytes": 1_100_000},
+        {"block_size": 16, "max_model_len": 320, "kv_cache_memory_bytes": 1_600_000},
     ],
     ids=["together", "small_chunks", "drafts", "preemption"],
 )
