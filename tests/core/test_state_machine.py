@@ -47,6 +47,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         capacity = Capacity(num_pages, page_size, budget, max_sequences, depth)
         self.max_len = min(30, num_pages * page_size)
         self.depth, self.num_drafts = depth, num_drafts
+        self.page_size, self.prefix_cache = page_size, prefix_cache
         self.executor = SimulatedExecutor(capacity, model=MODEL)
         config = SchedulerConfig(
             max_model_len=30,
@@ -153,15 +154,31 @@ class SchedulerMachine(RuleBasedStateMachine):
         return self.requests[index].priority, index
 
     def check_order(self, plan: StepPlan) -> None:
-        """Nobody starts before one that comes first in the order, and the first one runs."""
+        """Nobody starts before one that comes first in the order, unless that one may wait for its
+        prefix; and the first one runs."""
         started = {entry.id for entry in plan.entries if entry.admission}
         self.running |= started
         waiting = self.live - self.running
         for index in started:
-            assert all(self.order(index) < self.order(other) for other in waiting)
+            passed = {other for other in waiting if self.order(other) < self.order(index)}
+            assert all(self.may_wait_for_prefix(other) for other in passed)
         if not self.in_flight:
             first = min(self.running & self.live, key=self.order)
             assert first in {entry.id for entry in plan.entries}, "the first makes no progress"
+
+    def may_wait_for_prefix(self, index: int) -> bool:
+        """Whether a running request starts with the same page, which it may be computing."""
+        request, size = self.requests[index], self.page_size
+        if not self.prefix_cache or request.sampling.prompt_logprobs is not None:
+            return False
+        known = (*request.prompt_ids, *self.answers[request.id])
+
+        def promises(other: Request) -> bool:
+            tokens = (*other.prompt_ids, *self.answers[other.id])
+            return other.cache_salt == request.cache_salt and tokens[:size] == known[:size]
+
+        # One that has ended may still be in flight, and keeps its promise until it is committed.
+        return len(known) > size and any(promises(other) for other in self.requests)
 
     def take(self, event: TokenEvent) -> None:
         index = int(event.id)

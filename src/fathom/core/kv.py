@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fathom.core.pages import PagePool
+from fathom.core.promises import Promises
 from fathom.core.radix import RadixCache
 from fathom.core.sequence import Sequence
 
@@ -16,12 +17,22 @@ class KvSpace:
         self.num_pages, self.page_size = num_pages, page_size
         self._pool = PagePool(num_pages)
         self._cache = RadixCache(page_size)
+        self._promises = Promises(page_size)
         self._is_caching = prefix_cache
 
     @property
     def num_available(self) -> int:
         """Pages that are free, or only cached."""
         return self._pool.num_free + self._cache.num_idle
+
+    def is_promised(self, sequence: Sequence) -> bool:
+        """Whether a running sequence is about to compute a longer prefix of a waiting one than is
+        cached, so that to wait for it saves at least a page of work."""
+        if not self._is_shareable(sequence):
+            return False
+        salt, max_pages = sequence.request.cache_salt, self._max_shared(sequence)
+        promised = self._promises.num_pages(salt, sequence.tokens, max_pages)
+        return promised > 0 and promised > len(self._cache.match(salt, sequence.tokens, max_pages))
 
     def open(self, sequence: Sequence, *, reserve: int) -> bool:
         """Take pages for all known tokens of a waiting sequence, cached ones first.
@@ -34,9 +45,8 @@ class KvSpace:
             return False  # at least one page is new: spares a full pool the match, step after step
         num_known = len(sequence.tokens)
         path = []
-        # Prompt logprobs need the logits of every position, so nothing may be skipped.
-        if self._is_caching and sequence.request.sampling.prompt_logprobs is None:
-            max_pages = (num_known - 1) // self.page_size
+        if self._is_shareable(sequence):
+            max_pages = self._max_shared(sequence)
             path = self._cache.match(sequence.request.cache_salt, sequence.tokens, max_pages)
         num_new = self._num_pages_for(num_known) - len(path)
         num_woken = sum(not node.refs for node in path)
@@ -46,7 +56,18 @@ class KvSpace:
         sequence.path = path
         sequence.pages = [node.page for node in path] + self._take(num_new)
         sequence.computed = len(path) * self.page_size
+        if self._is_caching and num_known // self.page_size > len(path):
+            sequence.promised = num_known
+            self._promises.add(sequence.request.cache_salt, sequence.tokens)
         return True
+
+    def _is_shareable(self, sequence: Sequence) -> bool:
+        """Prompt logprobs need the logits of every position, so nothing of them may be skipped."""
+        return self._is_caching and sequence.request.sampling.prompt_logprobs is None
+
+    def _max_shared(self, sequence: Sequence) -> int:
+        """Pages that may be shared: the last known token is computed, for its logits."""
+        return (len(sequence.tokens) - 1) // self.page_size
 
     def grow(self, sequence: Sequence, num_positions: int) -> tuple[int, ...] | None:
         """New pages so that the sequence can hold `num_positions`; None where there are too few."""
@@ -64,10 +85,20 @@ class KvSpace:
         path, salt = sequence.path, sequence.request.cache_salt
         while len(path) < num_committed // self.page_size:
             self._cache.extend(path, salt, sequence.tokens, sequence.pages[len(path)])
+        if len(path) >= sequence.promised // self.page_size:
+            self._keep_promise(sequence)
+
+    def _keep_promise(self, sequence: Sequence) -> None:
+        """Take a sequence's prefix out of those that others wait for, if it is there."""
+        if sequence.promised:
+            tokens = sequence.tokens[: sequence.promised]
+            self._promises.remove(sequence.request.cache_salt, tokens)
+            sequence.promised = 0
 
     def release(self, sequence: Sequence) -> None:
         """Take back everything: shared pages stay cached, private ones become free."""
         assert not sequence.in_flight, "pages of a sequence in flight"
+        self._keep_promise(sequence)
         self._pool.give(_private_pages(sequence))
         self._cache.unlock(sequence.path)
         sequence.path, sequence.pages = [], []
@@ -84,11 +115,14 @@ class KvSpace:
         """Assert that each page has one owner and each lock a holder; `holders` are all that
         hold pages."""
         owned, num_locks = self._cache.check()
+        num_promised = 0
         for sequence in holders:
             owned += _private_pages(sequence)
+            num_promised += sequence.promised // self.page_size
             num_locks -= len(sequence.path)
         self._pool.check(owned)
         assert not num_locks, f"{num_locks} locks that no sequence holds"
+        assert len(self._promises) == num_promised, "promises that no sequence keeps"
 
 
 def _private_pages(sequence: Sequence) -> list[int]:

@@ -5,7 +5,8 @@ Every step is planned the same way, under one budget of tokens:
     1. running sequences one token behind (decode, with their drafts), in policy order;
        one that lacks a page takes it from the last in the order (preemption by recomputation);
     2. running sequences further behind (prefill chunks) share what is left of the budget;
-    3. waiting sequences are admitted, in policy order, while budget and pages last.
+    3. waiting sequences are admitted, in policy order, while budget and pages last; those whose
+       prefix a running sequence is computing wait until it is there.
 
 So decoding never waits for prefill, and the first in the order always makes progress.
 
@@ -44,6 +45,8 @@ from fathom.core.types import (
 from fathom.errors import ConfigError, OverloadedError, RequestError
 
 _policy_key = attrgetter("key")
+# Waiting sequences that others may pass in one plan: each is looked up in the prefix tree again.
+_MAX_PASSED = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,16 +243,25 @@ class Scheduler:
         sequence.in_flight += 1
 
     def _admit(self, step: _Step, now: float) -> None:
-        """Start waiting sequences, strictly in order, while they fit.
+        """Start waiting sequences, in order, while they fit.
 
         A page is left for each one that runs, so that they can go on for a while: otherwise the
-        newcomer would be preempted at once. Alone, a sequence may take the whole pool.
+        newcomer would be preempted at once. Alone, a sequence may take the whole pool. One whose
+        prefix a running sequence is about to compute waits for that, and lets others pass.
         """
-        while self._waiting and step.budget and len(self._running) < self._max_running:
-            sequence = self._waiting[0]
+        place = 0
+        while (
+            place < min(len(self._waiting), _MAX_PASSED)
+            and step.budget
+            and len(self._running) < self._max_running
+        ):
+            sequence = self._waiting[place]
+            if self._kv.is_promised(sequence):
+                place += 1
+                continue
             if not self._kv.open(sequence, reserve=len(self._running)):
                 return
-            self._waiting.pop(0)
+            self._waiting.pop(place)
             insort(self._running, sequence, key=_policy_key)
             sequence.status = Status.RUNNING
             if sequence.queued_s is None:

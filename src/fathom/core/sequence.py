@@ -40,6 +40,7 @@ class Sequence:
 
     `limit` is the number of tokens, prompt included, at which the sequence ends. `pages[i]` holds
     positions i * page_size onwards; `path` are the prefix tree's nodes for the leading full ones.
+    `promised` leading tokens are in the tree of prefixes that others may wait for.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class Sequence:
         "pages",
         "path",
         "pending",
+        "promised",
         "prompt_logprobs",
         "queued_s",
         "request",
@@ -88,6 +90,7 @@ class Sequence:
         self.drafts: tuple[int, ...] = ()
         self.pages: list[int] = []
         self.path: list[Node] = []
+        self.promised = 0
         self.num_cached = 0
         self.queued_s: float | None = None
         self.stop_token_id: int | None = None
