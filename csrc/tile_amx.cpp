@@ -234,26 +234,6 @@ void tile_int8(const TileCall& call) {
   }
 }
 
-// Adds a group of int4 to `out`: its sums less its zero points, scaled. `scales`: 64 float16, then
-// 64 uint8.
-void add_group(const TileCall& call, const uint8_t* scales, int64_t index) {
-  const float* sums = sums_of(call);
-  for (int j = 0; j < 4; ++j) {
-    const __m512 scale = _mm512_cvtph_ps(_mm256_load_si256((const __m256i*)(scales + 32 * j)));
-    const __m512 zero = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
-        _mm_load_si128((const __m128i*)(scales + 2 * kStrip + 16 * j))));
-    for (int m = 0; m < call.num_rows; ++m) {
-      float* at = call.out + m * kStrip + 16 * j;
-      const __m512 row_scale = _mm512_set1_ps(call.rows[m].scales[index]);
-      const __m512 row_sum = _mm512_set1_ps(call.rows[m].sums[index]);
-      const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + m * kStrip + 16 * j));
-      const __m512 exact = _mm512_fnmadd_ps(zero, row_sum, sum);
-      const __m512 before = index == 0 ? _mm512_setzero_ps() : _mm512_load_ps(at);
-      _mm512_store_ps(at, _mm512_fmadd_ps(exact, _mm512_mul_ps(scale, row_scale), before));
-    }
-  }
-}
-
 // A step's 64 inputs in two groups of 32: low halves, zeros, high halves, so that 4096 bytes from
 // the start on are the first group's and those from the zeros on the second's.
 void widen_halves(const uint8_t* from, uint8_t* to) {
@@ -276,7 +256,7 @@ void tile_int4(const TileCall& call) {
     for (int64_t g = 0; g < groups; ++g) {
       const uint8_t* weights = widened + g * (kStepWeights / 2);
       multiply<DotUnsigned>(call, {u * unit, weights, int(unit / kStep), true}, sums_of(call));
-      add_group(call, data + unit * kStrip / 2 + g * 3 * kStrip, u * groups + g);
+      add_group(call, sums_of(call), data + unit * kStrip / 2 + g * 3 * kStrip, u * groups + g);
     }
   }
 }

@@ -23,10 +23,6 @@ constexpr int kRegisters = 8;    // of eight outputs each, in a strip
 constexpr int64_t kActScratch = 1 << 15;  // of a tile call's scratch; weights come after it
 static_assert(kMaxRows * kBlock * 4 <= kActScratch && kMaxRows * kIntBlock * 2 <= kActScratch);
 
-// Keeps loads where they stand. The compiler would gather them at the top of a loop's body, where
-// they push sums out of the registers.
-inline void in_order() { asm volatile("" ::: "memory"); }
-
 // Calls body<rows, registers>(first row, first register): all rows by all outputs.
 template <int M, int C, class Body>
 inline void by_slices(int row, Body&& body) {

@@ -17,6 +17,10 @@ typedef uint32_t v16u __attribute__((vector_size(64), aligned(64)));
 typedef uint16_t v16h __attribute__((vector_size(32), aligned(32)));
 typedef int8_t v16b __attribute__((vector_size(16), aligned(16)));
 
+// Keeps loads where they stand. The compiler would gather them at the top of a loop's body, where
+// they push sums out of the registers.
+inline void in_order() { asm volatile("" ::: "memory"); }
+
 inline v16f splat(float x) { return v16f{} + x; }
 inline v16i splat(int32_t x) { return v16i{} + x; }
 
