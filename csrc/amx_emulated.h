@@ -36,7 +36,8 @@ inline void configure_tiles(const TileConfig& config) {
   std::memset(&own, 0, sizeof own);
   if (config.palette != 1) __builtin_trap();
   for (int t = 0; t < 16; ++t)
-    if (config.rows[t] > (t < 8 ? 16 : 0) || config.row_bytes[t] > (t < 8 ? 64 : 0)) __builtin_trap();
+    if (config.rows[t] > (t < 8 ? 16 : 0) || config.row_bytes[t] > (t < 8 ? 64 : 0))
+      __builtin_trap();
   own.config = config;
   own.is_configured = true;
 }

@@ -2,8 +2,8 @@
 //
 // Six rows of activations by 64 outputs fill 24 registers with sums. Inputs go by blocks that keep
 // the block's weights in the first-level cache; sums go to memory and back between blocks, which
-// changes no bit. Weights that are not bf16 or int8 are widened in registers for few rows, once into
-// scratch for many; both give the same values.
+// changes no bit. Weights that are not bf16 or int8 are widened in registers for few rows, once
+// into scratch for many; both give the same values.
 #include <immintrin.h>
 
 #include "attend_avx512.h"
@@ -66,8 +66,10 @@ void block_bf16(const ActRow* rows, const Block& block, float* out) {
   load_sums<M>(sums, out, block.is_first);
   const uint8_t* data = block.data;
   for (int64_t k = 0; k < block.size; k += 2, data += 256) {
-    if (M == 1) _mm_prefetch(data + 4096, _MM_HINT_T0), _mm_prefetch(data + 4096 + 64, _MM_HINT_T0),
-        _mm_prefetch(data + 4096 + 128, _MM_HINT_T0), _mm_prefetch(data + 4096 + 192, _MM_HINT_T0);
+    if (M == 1)
+      _mm_prefetch(data + 4096, _MM_HINT_T0), _mm_prefetch(data + 4096 + 64, _MM_HINT_T0),
+          _mm_prefetch(data + 4096 + 128, _MM_HINT_T0),
+          _mm_prefetch(data + 4096 + 192, _MM_HINT_T0);
     __m512i b[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) b[j] = _mm512_load_si512(data + 64 * j);
@@ -122,8 +124,8 @@ void block_int8(const ActRow* rows, const Block& block, float* out) {
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j)
-      sums[m][j] = block.is_first ? _mm512_setzero_si512()
-                                  : _mm512_load_si512(out + m * kStrip + 16 * j);
+      sums[m][j] =
+          block.is_first ? _mm512_setzero_si512() : _mm512_load_si512(out + m * kStrip + 16 * j);
   const uint8_t* data = block.data;
   for (int64_t k = 0; k < block.size; k += 4, data += 256) {
     __m512i b[4];
@@ -147,7 +149,7 @@ struct Group {
   const uint8_t* data;  // whole rows of nibbles, or widened
   int64_t first;        // its first input
   int32_t size;
-  bool is_high;         // groups of 32: the values are in the high halves
+  bool is_high;  // groups of 32: the values are in the high halves
 };
 
 template <int M>
@@ -305,12 +307,9 @@ const Isa* isa_avx512() {
   static const AttendKernels attend{scores_avx512, weigh,  interleave, rescale_add, merge,
                                     finish,        rotate, read_fp8,   write_fp8};
   static const Isa table{
-      "avx512",          48,
-      true,              {tile_bf16, tile_fp8, tile_int8, tile_int4},
-      prepare_row<128>,  norm_row,
-      silu_mul_strip,    add_weighted_strip,
-      round_strip,       &attend,
-      &logit_kernels,    &row_kernels};
+      "avx512",         48,       true,           {tile_bf16, tile_fp8, tile_int8, tile_int4},
+      prepare_row<128>, norm_row, silu_mul_strip, add_weighted_strip,
+      round_strip,      &attend,  &logit_kernels, &row_kernels};
   return is_supported() ? &table : nullptr;
 }
 

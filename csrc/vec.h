@@ -1,5 +1,5 @@
-// Sixteen floats as one value, in GCC's vector extensions: one source for every instruction set, and
-// the same bits on all of them (no contraction, no reassociation: see the flags in setup.py).
+// Sixteen floats as one value, in GCC's vector extensions: one source for every instruction set,
+// and the same bits on all of them (no contraction, no reassociation: see the flags in setup.py).
 #pragma once
 
 #include <cstdint>
@@ -68,9 +68,7 @@ inline v16f select(v16i mask, v16f yes, v16f no) {
 }
 inline v16f vmax(v16f a, v16f b) { return select(a > b, a, b); }
 inline v16f vmin(v16f a, v16f b) { return select(a < b, a, b); }
-inline v16f vabs(v16f a) {
-  return reinterpret_cast<v16f>(reinterpret_cast<v16u>(a) & 0x7fffffffu);
-}
+inline v16f vabs(v16f a) { return reinterpret_cast<v16f>(reinterpret_cast<v16u>(a) & 0x7fffffffu); }
 
 // The sum in a fixed order: halves are added to halves.
 inline float sum(v16f v) {
