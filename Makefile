@@ -16,12 +16,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 PURE := $(VENV)-pure
+KERNEL_SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
+SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover -fno-omit-frame-pointer
 PURE_TESTS := $(shell cat tests/pure-tests.txt)
 
-.PHONY: help serve chat test check fix bench pure demo-eval clean
+.PHONY: help serve chat test check kernels sanitize fix bench pure demo-eval clean
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: serve chat test check fix bench pure demo-eval clean"
+	@echo "Targets: serve chat test check sanitize fix bench pure demo-eval clean"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -46,16 +48,33 @@ chat: $(RUNTIME)
 test: check pure
 	$(BIN)/python -m pytest $(PURE_TESTS:%=--ignore=%) --ignore=tests/arch $(ARGS)
 
-# Style, types and architecture: seconds.
-check: $(DEV)
+# Style, types and architecture, and the CPU kernels without warnings: seconds.
+check: $(DEV) kernels
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/arch --durations=0
 
+# The kernels of csrc/ in their format, and compiled with every warning an error.
+kernels: $(DEV)
+	$(BIN)/clang-format --dry-run -Werror $(KERNEL_SOURCES)
+	FATHOM_REQUIRE_KERNELS=1 FATHOM_KERNEL_FLAGS=-Werror $(BIN)/python setup.py --quiet build_ext \
+	  --build-temp build/strict --build-lib build/strict
+
+# The kernels' tests on a build that stops at the first wrong address or undefined operation. The
+# interpreter's own leaks are not looked for.
+sanitize: $(DEV)
+	FATHOM_REQUIRE_KERNELS=1 FATHOM_KERNEL_FLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build \
+	  --build-base build/sanitize --build-lib build/sanitize/lib
+	LD_PRELOAD="$(foreach name,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(name).so))" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
+	  $(BIN)/python -m pytest -p no:cacheprovider -k "not v3" \
+	  tests/ops/test_cpu.py tests/ops/test_cpu_pack.py tests/ops/test_cpu_tiles.py $(ARGS)
+
 fix: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(KERNEL_SOURCES)
 
 # The tests that need no torch, in an environment that has none.
 pure: $(PURE)/.installed

@@ -36,7 +36,8 @@ inline void configure_tiles(const TileConfig& config) {
   std::memset(&own, 0, sizeof own);
   if (config.palette != 1) __builtin_trap();
   for (int t = 0; t < 16; ++t)
-    if (config.rows[t] > (t < 8 ? 16 : 0) || config.row_bytes[t] > (t < 8 ? 64 : 0)) __builtin_trap();
+    if (config.rows[t] > (t < 8 ? 16 : 0) || config.row_bytes[t] > (t < 8 ? 64 : 0))
+      __builtin_trap();
   own.config = config;
   own.is_configured = true;
 }
@@ -67,15 +68,18 @@ void tile_store(void* to, int64_t stride) {
     std::memcpy(static_cast<uint8_t*>(to) + r * stride, own.bytes[T][r], own.config.row_bytes[T]);
 }
 
+// The products' inner loops stay within the registers above: sanitizers would only slow them down.
+#define FATHOM_UNCHECKED __attribute__((no_sanitize("address", "undefined")))
+
 // Zero for a denormal, with its sign.
-inline float flush(float x) {
+FATHOM_UNCHECKED inline float flush(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   if ((bits & 0x7f800000u) == 0) bits &= 0x80000000u;
   std::memcpy(&x, &bits, 4);
   return x;
 }
-inline float flushed_bf16(const uint8_t* at) {
+FATHOM_UNCHECKED inline float flushed_bf16(const uint8_t* at) {
   uint16_t half;
   std::memcpy(&half, at, 2);
   const uint32_t bits = uint32_t(half) << 16;
@@ -99,7 +103,7 @@ inline DotShape dot_shape(int c, int a, int b) {
 }
 
 template <int C, int A, int B>
-void tile_dot_bf16() {
+FATHOM_UNCHECKED void tile_dot_bf16() {
   const DotShape shape = dot_shape(C, A, B);
   auto& bytes = tile_registers().bytes;
   for (int m = 0; m < shape.m; ++m) {
@@ -123,7 +127,7 @@ void tile_dot_bf16() {
 
 // `Weight` is the type of B's bytes; A's are signed. Sums wrap around as the processor's do.
 template <int C, int A, int B, class Weight>
-void tile_dot_bytes() {
+FATHOM_UNCHECKED void tile_dot_bytes() {
   const DotShape shape = dot_shape(C, A, B);
   auto& bytes = tile_registers().bytes;
   for (int m = 0; m < shape.m; ++m)

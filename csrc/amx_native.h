@@ -27,7 +27,9 @@ inline bool is_amx_allowed() {
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-inline void configure_tiles(const TileConfig& config) { asm volatile("ldtilecfg %0" ::"m"(config)); }
+inline void configure_tiles(const TileConfig& config) {
+  asm volatile("ldtilecfg %0" ::"m"(config));
+}
 inline void release_tiles() { asm volatile("tilerelease" ::: "memory"); }
 
 template <int T>
@@ -43,8 +45,8 @@ inline void tile_store(void* to, int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(T) : "memory");
 }
 
-// C += A times B: of bfloat16 to float32; of signed by signed bytes, and of signed by unsigned ones,
-// to int32.
+// C += A times B: of bfloat16 to float32; of signed by signed bytes, and of signed by unsigned
+// ones, to int32.
 template <int C, int A, int B>
 inline void tile_dot_bf16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));

@@ -6,11 +6,15 @@ namespace fathom {
 namespace {
 
 struct Shape {
-  int heads, nope, rope, value, rank, width;   // width: of a query in the latents' space
-  int64_t padded;                              // rank padded to whole strips
+  int heads, nope, rope, value, rank, width;  // width: of a query in the latents' space
+  int64_t padded;                             // rank padded to whole strips
   explicit Shape(const AttendCall& call)
-      : heads(call.absorb->experts), nope(int(call.absorb->k)), rope(call.cache.rope),
-        value(int(call.expand->n)), rank(call.cache.rank), width(rank + rope),
+      : heads(call.absorb->experts),
+        nope(int(call.absorb->k)),
+        rope(call.cache.rope),
+        value(int(call.expand->n)),
+        rank(call.cache.rank),
+        width(rank + rope),
         padded(round_up(rank, kStrip)) {}
 };
 
@@ -27,6 +31,7 @@ struct Workspace {
   uint16_t* weights;
   uint16_t* values;
   uint16_t* wide;  // keys of FP8 as bfloat16
+  uint8_t* tile_scratch;
   float* rescale;
   int32_t* visible;
   Found split, whole;
@@ -37,7 +42,7 @@ struct Workspace {
            2 * 4 * kColumns * shape.padded + 16 * 64;
   }
 
-  Workspace(const Shape& shape, uint8_t* at) {
+  Workspace(const Shape& shape, uint8_t* at, uint8_t* scratch) : tile_scratch(scratch) {
     auto take = [&](int64_t size) {
       uint8_t* taken = at;
       at += round_up(size, 64);
@@ -79,7 +84,8 @@ class Attention {
   int64_t position(const Item& item, int64_t column) const {
     const Batch& batch = call_.batch;
     const int64_t token = (item.first_column + column) / shape_.heads;
-    const int64_t queries = batch.query_starts[item.sequence + 1] - batch.query_starts[item.sequence];
+    const int64_t queries =
+        batch.query_starts[item.sequence + 1] - batch.query_starts[item.sequence];
     return batch.context_lens[item.sequence] - queries + token;
   }
 
@@ -142,7 +148,7 @@ bool Attention::run() {
       has_memory = false;
       return;
     }
-    Workspace space(shape_, tiles.more);
+    Workspace space(shape_, tiles.more, tiles.scratch);
     run_item(items_[index], space);
   });
   parallel(int64_t(merges_.size()), [&](int64_t index, int) {
@@ -150,7 +156,7 @@ bool Attention::run() {
     Found whole = partial(item.partial);
     for (int64_t split = 1; split < item.splits; ++split)
       isa_.attend->merge(whole, partial(item.partial + split * floats_of(item.columns)),
-                          int(item.columns), shape_.padded);
+                         int(item.columns), shape_.padded);
     finish(item, whole);
   });
   return has_memory;
@@ -245,7 +251,7 @@ void Attention::add_values(const KeyBlock& keys, int columns, Workspace& space) 
         reinterpret_cast<const uint8_t*>(space.values + strip * kKeyBlock * kStrip);
     for (int done = 0; done < columns; done += isa_.max_rows) {
       const int count = std::min(isa_.max_rows, columns - done);
-      isa_.tile[kBf16]({&matrix, values, rows + done, count, sums, nullptr});
+      isa_.tile[kBf16]({&matrix, values, rows + done, count, sums, space.tile_scratch});
       for (int c = 0; c < count; ++c)
         isa_.attend->rescale_add(space.split.latent + (done + c) * shape_.padded + strip * kStrip,
                                  sums + c * kStrip, space.rescale[done + c]);
@@ -281,10 +287,12 @@ bool multiply_heads(const HeadProduct& product, int64_t tokens, Arena memory_of)
   uint8_t* memory = is_direct ? nullptr : arena(memory_of, heads * tokens * bytes);
   if (!is_direct && memory == nullptr) return false;
   for (int64_t i = 0; is_direct && i < heads * tokens; ++i)
-    rows[i].values = product.from + i % tokens * product.from_token + i / tokens * product.from_head;
+    rows[i].values =
+        product.from + i % tokens * product.from_token + i / tokens * product.from_head;
   if (!is_direct)
     parallel(heads * tokens, [&](int64_t i, int) {
-      const uint16_t* x = product.from + i % tokens * product.from_token + i / tokens * product.from_head;
+      const uint16_t* x =
+          product.from + i % tokens * product.from_token + i / tokens * product.from_head;
       rows[i] = isa_.prepare({x, nullptr, nullptr, 0.0f, matrix.k}, matrix, memory + i * bytes);
     });
   const int64_t strips = matrix.strips(), chunks = (tokens + kHeadRows - 1) / kHeadRows;
@@ -296,11 +304,12 @@ bool multiply_heads(const HeadProduct& product, int64_t tokens, Arena memory_of)
     const int width = int(std::min<int64_t>(kStrip, matrix.n - strip * kStrip));
     for (int64_t token = first; token < end; token += isa_.max_rows) {
       const int count = int(std::min<int64_t>(isa_.max_rows, end - token));
-      isa_.tile[matrix.format]({&matrix, matrix.strip(head, strip), &rows[head * tokens + token], count,
-                                tiles.sums, tiles.scratch});
+      isa_.tile[matrix.format]({&matrix, matrix.strip(head, strip), &rows[head * tokens + token],
+                                count, tiles.sums, tiles.scratch});
       for (int i = 0; i < count; ++i)
-        isa_.round(tiles.sums + i * kStrip, width,
-                   product.to + (token + i) * product.to_token + head * product.to_head + strip * kStrip);
+        isa_.round(
+            tiles.sums + i * kStrip, width,
+            product.to + (token + i) * product.to_token + head * product.to_head + strip * kStrip);
     }
   });
   return true;
@@ -311,8 +320,7 @@ bool multiply_heads(const HeadProduct& product, int64_t tokens, Arena memory_of)
 const char* mla_attend(const AttendCall& call) {
   const Shape shape(call);
   const int64_t tokens = call.batch.tokens, columns = tokens * shape.heads;
-  uint16_t* queries =
-      reinterpret_cast<uint16_t*>(arena(kArenaQueries, columns * shape.width * 2));
+  uint16_t* queries = reinterpret_cast<uint16_t*>(arena(kArenaQueries, columns * shape.width * 2));
   uint16_t* found = reinterpret_cast<uint16_t*>(arena(kArenaFound, columns * shape.rank * 2));
   if (queries == nullptr || found == nullptr) return "no memory for queries";
   const int qk = shape.nope + shape.rope;

@@ -45,7 +45,8 @@ void score_all(const KeyBlock& keys, const uint16_t* queries, int width, float* 
     score_keys<1, B>(keys.rows + key, queries, width, to + key * B * 16);
 }
 
-inline void scores_avx512(const KeyBlock& keys, const uint16_t* queries, int width, int blocks, float* to) {
+inline void scores_avx512(const KeyBlock& keys, const uint16_t* queries, int width, int blocks,
+                          float* to) {
   switch (blocks) {
     case 1: return score_all<12, 1>(keys, queries, width, to);
     case 2: return score_all<10, 2>(keys, queries, width, to);

@@ -1,5 +1,5 @@
-// The arithmetic of attention in vec.h's portable vectors; included and compiled by each instruction
-// set's file, which may put a faster `scores` in its table.
+// The arithmetic of attention in vec.h's portable vectors, but for `scores`; included and compiled
+// by each instruction set's file.
 #pragma once
 
 #include <cmath>
@@ -11,23 +11,6 @@ namespace fathom {
 namespace {
 
 constexpr float kNothing = -INFINITY;
-
-// Sums over the width in ascending order, two values at a time: the order that VDPBF16PS has.
-[[maybe_unused]] void scores_portable(const KeyBlock& keys, const uint16_t* queries, int width, int blocks,
-                     float* to) {
-  for (int key = 0; key < keys.count; ++key)
-    for (int b = 0; b < blocks; ++b) {
-      v16f sums = splat(0.0f);
-      for (int d = 0; d < width; d += 2) {
-        const v16u pair = load<v16u>(queries + (d / 2 * blocks + b) * 32);
-        const v16f even = reinterpret_cast<v16f>(pair << 16);
-        const v16f odd = reinterpret_cast<v16f>(pair & 0xffff0000u);
-        sums = sums + odd * bf16_to_float(keys.rows[key][d + 1]);
-        sums = sums + even * bf16_to_float(keys.rows[key][d]);
-      }
-      store(to + (key * blocks + b) * kLanes, sums);
-    }
-}
 
 inline v16f masked(v16f score, v16i visible, int key) {
   return select(visible > key, score, splat(kNothing));
@@ -90,8 +73,8 @@ void interleave(const KeyBlock& keys, int rank, uint16_t* to) {
             high[j - i] = second[j];
           }
         }
-        const v16u pair = __builtin_convertvector(low, v16u) |
-                          (__builtin_convertvector(high, v16u) << 16);
+        const v16u pair =
+            __builtin_convertvector(low, v16u) | (__builtin_convertvector(high, v16u) << 16);
         store(to + (key / 2 * kStrip + i) * 2, pair);
       }
     }
@@ -115,8 +98,8 @@ void merge(Found& into, const Found& later, int columns, int64_t width) {
       float* to = into.latent + (block + lane) * width;
       const float* from = later.latent + (block + lane) * width;
       for (int64_t i = 0; i < width; i += kLanes)
-        store(to + i, load<v16f>(to + i) * mine_factor[lane] +
-                          load<v16f>(from + i) * other_factor[lane]);
+        store(to + i,
+              load<v16f>(to + i) * mine_factor[lane] + load<v16f>(from + i) * other_factor[lane]);
     }
   }
 }
@@ -186,7 +169,8 @@ void write_fp8(const Cache& cache, const uint16_t* from, uint8_t* cell) {
     const float inverse = 1.0f / scale;
     std::memcpy(cell + cache.scale_offset() + first / 128 * 4, &scale, 4);
     for (int i = first; i < end; ++i)
-      cell[i] = float_to_e4m3(std::fmin(std::fmax(bf16_to_float(from[i]) * inverse, -448.0f), 448.0f));
+      cell[i] =
+          float_to_e4m3(std::fmin(std::fmax(bf16_to_float(from[i]) * inverse, -448.0f), 448.0f));
   }
   std::memcpy(cell + cache.rope_offset(), from + cache.rank, 2 * cache.rope);
 }

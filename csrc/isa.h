@@ -9,16 +9,16 @@ struct TileCall {
   const Matrix* matrix;
   const uint8_t* strip;
   const ActRow* rows;
-  int num_rows;        // at most max_rows
-  float* out;          // [num_rows][64] float32 in room for kMaxRows rows, 64-byte aligned
-  uint8_t* scratch;    // kTileScratch bytes of this thread
+  int num_rows;      // at most max_rows
+  float* out;        // [num_rows][64] float32 in room for kMaxRows rows, 64-byte aligned
+  uint8_t* scratch;  // kTileScratch bytes of this thread
 };
 
 // What becomes of one row of activations before a product, in this order.
 struct RowInput {
-  const uint16_t* x;        // [width] bfloat16
-  uint16_t* residual;       // x is added to it, and it is taken instead of x; null for none
-  const uint16_t* norm;     // weight of an RMS norm; null for none
+  const uint16_t* x;     // [width] bfloat16
+  uint16_t* residual;    // x is added to it, and it is taken instead of x; null for none
+  const uint16_t* norm;  // weight of an RMS norm; null for none
   float eps;
   int64_t width;
 };

@@ -1,5 +1,5 @@
-// What is done to single rows, in vec.h's portable vectors; each instruction set's file includes this
-// and so compiles it with its own flags.
+// What is done to single rows, in vec.h's portable vectors; each instruction set's file includes
+// this and so compiles it with its own flags.
 #pragma once
 
 #include <cmath>
@@ -72,8 +72,8 @@ inline ActRow prepare_bf16(const RowInput& in, const Matrix& matrix, uint8_t* to
   return {values, nullptr, nullptr};
 }
 
-// The largest magnitude of row[first .. end), zeros beyond the row's end; NaN where there is one, for
-// bits of magnitudes are ordered as floats are, and NaN's stand above all.
+// The largest magnitude of row[first .. end), zeros beyond the row's end; NaN where there is one,
+// for bits of magnitudes are ordered as floats are, and NaN's stand above all.
 inline float largest_magnitude(const uint16_t* row, int64_t first, int64_t end, int64_t width) {
   v16u most = {};
   for (int64_t at = first; at < end && at < width; at += kLanes) {
@@ -89,9 +89,9 @@ inline float largest_magnitude(const uint16_t* row, int64_t first, int64_t end, 
   return magnitude;
 }
 
-// int8 with one scale for each `group` values. With an offset of 128 the bytes are unsigned. A group
-// with a value that is infinite or no number gets zeros and a scale of NaN, which spoils its row's
-// sums and no others; one of values so small that their inverse overflows counts as zeros.
+// int8 with one scale for each `group` values. With an offset of 128 the bytes are unsigned. A
+// group with a value that is infinite or no number gets zeros and a scale of NaN, which spoils its
+// row's sums and no others; one of values so small that their inverse overflows counts as zeros.
 inline ActRow prepare_int8(const RowInput& in, const Matrix& matrix, uint8_t* to, int offset) {
   const int64_t groups = act_groups(matrix), padded = act_value_bytes(matrix);
   const int64_t size = groups == 1 ? padded : matrix.group;

@@ -1,12 +1,12 @@
 // Products of activations with strips of packed weights, with AMX (and AVX-512 beside it).
 //
-// Every tile has 16 rows of 64 bytes, whatever the number of rows: rows that are not there are zeros
-// in scratch. So a sum goes the same way for all numbers of rows, and one configuration serves.
-// Packed bf16 and int8 are B tiles as they lie, 256 bytes from row to row; a step of 64 bytes of
-// each row of activations meets 4096 bytes of a strip. Two tiles of rows by 32 outputs need four
-// tiles of sums, and each A and B tile serves twice; one tile of rows takes all 64 outputs at once,
-// which reads the strip straight ahead. Sums go to memory and back between blocks of inputs, which
-// changes no bit.
+// Every tile has 16 rows of 64 bytes, whatever the number of rows: rows that are not there are
+// zeros in scratch. So a sum goes the same way for all numbers of rows, and one configuration
+// serves. Packed bf16 and int8 are B tiles as they lie, 256 bytes from row to row; a step of 64
+// bytes of each row of activations meets 4096 bytes of a strip. Two tiles of rows by 32 outputs
+// need four tiles of sums, and each A and B tile serves twice; one tile of rows takes all 64
+// outputs at once, which reads the strip straight ahead. Sums go to memory and back between blocks
+// of inputs, which changes no bit.
 #include <immintrin.h>
 
 #include "attend_avx512.h"
@@ -26,14 +26,15 @@ namespace fathom {
 namespace {
 
 constexpr int kTileRows = 16;
-constexpr int kStepBytes = 64;           // of a row of activations
-constexpr int kStepWeights = 4096;       // bytes
-constexpr int64_t kWeightStride = 256;   // from row to row of a B tile
+constexpr int kStepBytes = 64;          // of a row of activations
+constexpr int kStepWeights = 4096;      // bytes
+constexpr int64_t kWeightStride = 256;  // from row to row of a B tile
 constexpr int64_t kSumStride = kStrip * 4;
 constexpr int kBlockSteps = 16;
 
 // Scratch of a tile call: rows that were gathered, weights that were widened, sums of a group.
-constexpr int64_t kGatherStride = kBlockSteps * kStepBytes + 64;  // 64 more spread them in the cache
+constexpr int64_t kGatherStride =
+    kBlockSteps * kStepBytes + 64;  // 64 more spread them in the cache
 constexpr int64_t kGatherBytes = 2 * kTileRows * kGatherStride;
 constexpr int64_t kWidenedBytes = kFp8Block * kStrip * 2;
 constexpr int64_t kSumsBytes = kMaxRows * kSumStride;
@@ -63,15 +64,21 @@ struct Tiles {
 
 struct DotBf16 {
   template <int C, int A, int B>
-  static void add() { tile_dot_bf16<C, A, B>(); }
+  static void add() {
+    tile_dot_bf16<C, A, B>();
+  }
 };
 struct DotSigned {
   template <int C, int A, int B>
-  static void add() { tile_dot_signed<C, A, B>(); }
+  static void add() {
+    tile_dot_signed<C, A, B>();
+  }
 };
 struct DotUnsigned {
   template <int C, int A, int B>
-  static void add() { tile_dot_unsigned<C, A, B>(); }
+  static void add() {
+    tile_dot_unsigned<C, A, B>();
+  }
 };
 
 // A block of inputs: where it starts in the rows (in bytes), its weights, its length.
@@ -234,26 +241,6 @@ void tile_int8(const TileCall& call) {
   }
 }
 
-// Adds a group of int4 to `out`: its sums less its zero points, scaled. `scales`: 64 float16, then
-// 64 uint8.
-void add_group(const TileCall& call, const uint8_t* scales, int64_t index) {
-  const float* sums = sums_of(call);
-  for (int j = 0; j < 4; ++j) {
-    const __m512 scale = _mm512_cvtph_ps(_mm256_load_si256((const __m256i*)(scales + 32 * j)));
-    const __m512 zero = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
-        _mm_load_si128((const __m128i*)(scales + 2 * kStrip + 16 * j))));
-    for (int m = 0; m < call.num_rows; ++m) {
-      float* at = call.out + m * kStrip + 16 * j;
-      const __m512 row_scale = _mm512_set1_ps(call.rows[m].scales[index]);
-      const __m512 row_sum = _mm512_set1_ps(call.rows[m].sums[index]);
-      const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + m * kStrip + 16 * j));
-      const __m512 exact = _mm512_fnmadd_ps(zero, row_sum, sum);
-      const __m512 before = index == 0 ? _mm512_setzero_ps() : _mm512_load_ps(at);
-      _mm512_store_ps(at, _mm512_fmadd_ps(exact, _mm512_mul_ps(scale, row_scale), before));
-    }
-  }
-}
-
 // A step's 64 inputs in two groups of 32: low halves, zeros, high halves, so that 4096 bytes from
 // the start on are the first group's and those from the zeros on the second's.
 void widen_halves(const uint8_t* from, uint8_t* to) {
@@ -276,7 +263,7 @@ void tile_int4(const TileCall& call) {
     for (int64_t g = 0; g < groups; ++g) {
       const uint8_t* weights = widened + g * (kStepWeights / 2);
       multiply<DotUnsigned>(call, {u * unit, weights, int(unit / kStep), true}, sums_of(call));
-      add_group(call, data + unit * kStrip / 2 + g * 3 * kStrip, u * groups + g);
+      add_group(call, sums_of(call), data + unit * kStrip / 2 + g * 3 * kStrip, u * groups + g);
     }
   }
 }
@@ -292,12 +279,9 @@ const Isa* table(const char* name) {
   static const AttendKernels attend{scores_avx512, weigh,  interleave, rescale_add, merge,
                                     finish,        rotate, read_fp8,   write_fp8};
   static const Isa made{
-      name,            kMaxRows,
-      false,           {tile_bf16, tile_fp8, tile_int8, tile_int4},
-      prepare_row<0>,  norm_row,
-      silu_mul_strip,  add_weighted_strip,
-      round_strip,     &attend,
-      &logit_kernels,  &row_kernels};
+      name,           kMaxRows, false,          {tile_bf16, tile_fp8, tile_int8, tile_int4},
+      prepare_row<0>, norm_row, silu_mul_strip, add_weighted_strip,
+      round_strip,    &attend,  &logit_kernels, &row_kernels};
   static const bool is_able = is_supported();
   return is_able ? &made : nullptr;
 }

@@ -1,7 +1,7 @@
 // Products of activations with strips of packed weights, with AVX2, FMA and F16C.
 //
-// Up to six rows by 16 outputs fill twelve registers with sums, so the strip's block is gone over in
-// slices of outputs; it stays in the first-level cache meanwhile. Every sum takes its inputs in
+// Up to six rows by 16 outputs fill twelve registers with sums, so the strip's block is gone over
+// in slices of outputs; it stays in the first-level cache meanwhile. Every sum takes its inputs in
 // ascending order, alone in its lane, whatever the shape of the slice. Activations are widened into
 // scratch once a block, to what a broadcast can load; int4's stay bytes.
 #include <immintrin.h>
@@ -17,15 +17,11 @@ namespace fathom {
 namespace {
 
 constexpr int kRows = 6;
-constexpr int kBlock = 128;      // inputs of bf16 and fp8
-constexpr int kIntBlock = 256;   // inputs of int8
-constexpr int kRegisters = 8;    // of eight outputs each, in a strip
+constexpr int kBlock = 128;               // inputs of bf16 and fp8
+constexpr int kIntBlock = 256;            // inputs of int8
+constexpr int kRegisters = 8;             // of eight outputs each, in a strip
 constexpr int64_t kActScratch = 1 << 15;  // of a tile call's scratch; weights come after it
 static_assert(kMaxRows * kBlock * 4 <= kActScratch && kMaxRows * kIntBlock * 2 <= kActScratch);
-
-// Keeps loads where they stand. The compiler would gather them at the top of a loop's body, where
-// they push sums out of the registers.
-inline void in_order() { asm volatile("" ::: "memory"); }
 
 // Calls body<rows, registers>(first row, first register): all rows by all outputs.
 template <int M, int C, class Body>
@@ -277,8 +273,8 @@ struct Group {
   bool is_first;
 };
 
-// Adds 32 inputs from `k` of the unit on: nibbles of one half. Eight products of two nibbles and two
-// int8 stay below 2^15, so that int16 sums them exactly.
+// Adds 32 inputs from `k` of the unit on: nibbles of one half. Eight products of two nibbles and
+// two int8 stay below 2^15, so that int16 sums them exactly.
 template <int M, int C>
 inline void sum_nibbles(__m256i (&sums)[M][C], const ActRow* rows, const Group& group, int64_t k,
                         int first) {
@@ -353,12 +349,61 @@ void tile_int4(const TileCall& call) {
     const uint8_t* data = call.strip + u * matrix.unit_bytes();
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t begin = g * matrix.group;
-      const Group group{data,  data + unit * kStrip / 2 + g * 3 * kStrip,
-                        u * unit + begin, begin, u * groups + g, matrix.group, u == 0 && g == 0};
+      const Group group{data,
+                        data + unit * kStrip / 2 + g * 3 * kStrip,
+                        u * unit + begin,
+                        begin,
+                        u * groups + g,
+                        matrix.group,
+                        u == 0 && g == 0};
       by_tiles(call.num_rows, [&]<int M, int C>(int row, int c) {
         group_int4<M, C>(call.rows + row, group, c, call.out + row * kStrip + 8 * c);
       });
     }
+  }
+}
+
+// Scores of up to four keys and sixteen queries; see attend.h.
+template <int M>
+void score_keys(const uint16_t* const* rows, const uint16_t* queries, int width, int blocks,
+                float* to) {
+  const __m256i high_half = _mm256_set1_epi32(int(0xffff0000));
+  __m256 sums[M][2];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) sums[m][0] = sums[m][1] = _mm256_setzero_ps();
+  for (int d = 0; d < width; d += 2, queries += 32 * blocks) {
+#pragma GCC unroll 2
+    for (int odd = 0; odd < 2; ++odd) {
+      __m256 b[2];
+#pragma GCC unroll 2
+      for (int c = 0; c < 2; ++c) {
+        const __m256i pairs = _mm256_loadu_si256((const __m256i*)(queries + 16 * c));
+        b[c] = _mm256_castsi256_ps(odd ? _mm256_and_si256(pairs, high_half)
+                                       : _mm256_slli_epi32(pairs, 16));
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        in_order();
+        const __m256 a = _mm256_set1_ps(bf16_to_float(rows[m][d + odd]));
+        sums[m][0] = _mm256_fmadd_ps(a, b[0], sums[m][0]);
+        sums[m][1] = _mm256_fmadd_ps(a, b[1], sums[m][1]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+    for (int c = 0; c < 2; ++c) _mm256_store_ps(to + m * blocks * kLanes + 8 * c, sums[m][c]);
+}
+
+void scores(const KeyBlock& keys, const uint16_t* queries, int width, int blocks, float* to) {
+  for (int block = 0; block < blocks; ++block) {
+    const uint16_t* from = queries + 32 * block;
+    float* out = to + block * kLanes;
+    int key = 0;
+    for (; key + 4 <= keys.count; key += 4)
+      score_keys<4>(keys.rows + key, from, width, blocks, out + key * blocks * kLanes);
+    for (; key < keys.count; ++key)
+      score_keys<1>(keys.rows + key, from, width, blocks, out + key * blocks * kLanes);
   }
 }
 
@@ -370,15 +415,12 @@ bool is_supported() {
 }  // namespace
 
 const Isa* isa_avx2() {
-  static const AttendKernels attend{scores_portable, weigh,  interleave, rescale_add, merge,
-                                    finish,          rotate, read_fp8,   write_fp8};
+  static const AttendKernels attend{scores, weigh,  interleave, rescale_add, merge,
+                                    finish, rotate, read_fp8,   write_fp8};
   static const Isa table{
-      "avx2",          48,
-      false,           {tile_bf16, tile_fp8, tile_int8, tile_int4},
-      prepare_row<0>,  norm_row,
-      silu_mul_strip,  add_weighted_strip,
-      round_strip,     &attend,
-      &logit_kernels,  &row_kernels};
+      "avx2",         48,       false,          {tile_bf16, tile_fp8, tile_int8, tile_int4},
+      prepare_row<0>, norm_row, silu_mul_strip, add_weighted_strip,
+      round_strip,    &attend,  &logit_kernels, &row_kernels};
   return is_supported() ? &table : nullptr;
 }
 

@@ -2,8 +2,8 @@
 //
 // Six rows of activations by 64 outputs fill 24 registers with sums. Inputs go by blocks that keep
 // the block's weights in the first-level cache; sums go to memory and back between blocks, which
-// changes no bit. Weights that are not bf16 or int8 are widened in registers for few rows, once into
-// scratch for many; both give the same values.
+// changes no bit. Weights that are not bf16 or int8 are widened in registers for few rows, once
+// into scratch for many; both give the same values.
 #include <immintrin.h>
 
 #include "attend_avx512.h"
@@ -66,8 +66,10 @@ void block_bf16(const ActRow* rows, const Block& block, float* out) {
   load_sums<M>(sums, out, block.is_first);
   const uint8_t* data = block.data;
   for (int64_t k = 0; k < block.size; k += 2, data += 256) {
-    if (M == 1) _mm_prefetch(data + 4096, _MM_HINT_T0), _mm_prefetch(data + 4096 + 64, _MM_HINT_T0),
-        _mm_prefetch(data + 4096 + 128, _MM_HINT_T0), _mm_prefetch(data + 4096 + 192, _MM_HINT_T0);
+    if (M == 1)
+      _mm_prefetch(data + 4096, _MM_HINT_T0), _mm_prefetch(data + 4096 + 64, _MM_HINT_T0),
+          _mm_prefetch(data + 4096 + 128, _MM_HINT_T0),
+          _mm_prefetch(data + 4096 + 192, _MM_HINT_T0);
     __m512i b[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) b[j] = _mm512_load_si512(data + 64 * j);
@@ -122,8 +124,8 @@ void block_int8(const ActRow* rows, const Block& block, float* out) {
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j)
-      sums[m][j] = block.is_first ? _mm512_setzero_si512()
-                                  : _mm512_load_si512(out + m * kStrip + 16 * j);
+      sums[m][j] =
+          block.is_first ? _mm512_setzero_si512() : _mm512_load_si512(out + m * kStrip + 16 * j);
   const uint8_t* data = block.data;
   for (int64_t k = 0; k < block.size; k += 4, data += 256) {
     __m512i b[4];
@@ -142,14 +144,12 @@ void block_int8(const ActRow* rows, const Block& block, float* out) {
     for (int j = 0; j < 4; ++j) _mm512_store_si512(out + m * kStrip + 16 * j, sums[m][j]);
 }
 
-// One group of int4: sums of nibbles times int8, then the zero points and the scales.
+// One group of int4.
 struct Group {
-  const uint8_t* data;    // whole rows of nibbles, or bytes where `is_wide`
-  const uint8_t* scales;  // 64 float16, then 64 uint8
-  int64_t first;          // its first input
-  int64_t index;          // among the row's groups
+  const uint8_t* data;  // whole rows of nibbles, or widened
+  int64_t first;        // its first input
   int32_t size;
-  bool is_high;           // groups of 32: the values are in the high halves
+  bool is_high;  // groups of 32: the values are in the high halves
 };
 
 template <int M>
@@ -163,39 +163,30 @@ inline void add_quads(__m512i (&sums)[M][4], const ActRow* rows, int64_t element
   }
 }
 
+// One half of the bytes at a time: both would push sums out of the registers.
 template <int M>
-inline void sum_nibbles(__m512i (&sums)[M][4], const ActRow* rows, const Group& group) {
+inline void sum_nibbles(__m512i (&sums)[M][4], const ActRow* rows, const uint8_t* data,
+                        int64_t element, int shift) {
   const __m512i mask = _mm512_set1_epi8(0x0f);
-  const int64_t tiles = group.size < kStep ? 1 : group.size / kStep;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const uint8_t* data = group.data + tile * 2048;
-    const int64_t first = group.first + tile * kStep;
-    for (int i = 0; i < 8; ++i, data += 256) {
-      __m512i low[4], high[4];
+  for (int i = 0; i < 8; ++i, data += 256) {
+    __m512i b[4];
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const __m512i both = _mm512_load_si512(data + 64 * j);
-        low[j] = _mm512_and_si512(both, mask);
-        high[j] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
-      }
-      if (group.size < kStep) {
-        add_quads<M>(sums, rows, group.first + 4 * i, group.is_high ? high : low);
-      } else {
-        add_quads<M>(sums, rows, first + 4 * i, low);
-        add_quads<M>(sums, rows, first + 4 * (i + 8), high);
-      }
-    }
+    for (int j = 0; j < 4; ++j)
+      b[j] = _mm512_and_si512(_mm512_srli_epi16(_mm512_load_si512(data + 64 * j), shift), mask);
+    add_quads<M>(sums, rows, element + 4 * i, b);
   }
 }
 
-template <int M>
-void group_int4(const ActRow* rows, const Group& group, bool is_wide, bool is_first, float* out) {
+// Sums of nibbles times int8, [M][64] int32. Nothing else is done here, so that the sums stay in
+// registers: see add_group.
+template <int M, bool kIsWide>
+void sum_group(const ActRow* rows, const Group& group, int32_t* to) {
   __m512i sums[M][4];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) sums[m][j] = _mm512_setzero_si512();
-  if (is_wide) {
+  if (kIsWide) {
     const uint8_t* data = group.data;
     for (int64_t k = 0; k < group.size; k += 4, data += 256) {
       __m512i b[4];
@@ -204,27 +195,16 @@ void group_int4(const ActRow* rows, const Group& group, bool is_wide, bool is_fi
       add_quads<M>(sums, rows, group.first + k, b);
     }
   } else {
-    sum_nibbles<M>(sums, rows, group);
-  }
-  __m512 scale[4], zero[4];
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    scale[j] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(group.scales + 32 * j)));
-    zero[j] = _mm512_cvtepi32_ps(
-        _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(group.scales + 128 + 16 * j))));
-  }
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-    const __m512 row_scale = _mm512_set1_ps(rows[m].scales[group.index]);
-    const __m512 row_sum = _mm512_set1_ps(rows[m].sums[group.index]);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      float* at = out + m * kStrip + 16 * j;
-      const __m512 before = is_first ? _mm512_setzero_ps() : _mm512_load_ps(at);
-      const __m512 exact = _mm512_fnmadd_ps(zero[j], row_sum, _mm512_cvtepi32_ps(sums[m][j]));
-      _mm512_store_ps(at, _mm512_fmadd_ps(exact, _mm512_mul_ps(scale[j], row_scale), before));
+    // Thirty-two inputs each time: low halves, then high ones; a group of 32 has one of them.
+    for (int64_t k = 0; k < group.size; k += kStep / 2) {
+      const bool is_high = group.size < kStep ? group.is_high : k % kStep != 0;
+      sum_nibbles<M>(sums, rows, group.data + k / kStep * 2048, group.first + k, is_high ? 4 : 0);
     }
   }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) _mm512_store_si512(to + m * kStrip + 16 * j, sums[m][j]);
 }
 
 // Calls body<M>(first row) for groups of up to six rows.
@@ -296,17 +276,20 @@ void tile_int4(const TileCall& call) {
   const int64_t unit = matrix.unit(), units = round_up(matrix.k_padded(), unit) / unit;
   const int64_t groups = unit / matrix.group;
   const bool is_wide = call.num_rows > kRows;
+  constexpr int64_t kWidened = 128 * kStrip;  // bytes of the largest unit
+  static_assert(kWidened + kMaxRows * kStrip * 4 <= kTileScratch);
+  int32_t* sums = reinterpret_cast<int32_t*>(call.scratch + kWidened);
   for (int64_t u = 0; u < units; ++u) {
     const uint8_t* data = call.strip + u * matrix.unit_bytes();
-    const uint8_t* scales = data + unit * kStrip / 2;
     if (is_wide) widen_int4(data, unit, call.scratch);
     for (int64_t g = 0; g < groups; ++g) {
-      Group group{data, scales + g * 3 * kStrip, u * unit + g * matrix.group, u * groups + g,
-                  matrix.group, g > 0};
-      if (is_wide) group.data = call.scratch + g * matrix.group * kStrip;
+      const Group group{is_wide ? call.scratch + g * matrix.group * kStrip : data,
+                        u * unit + g * matrix.group, matrix.group, g > 0};
       by_rows(call.num_rows, [&]<int M>(int row) {
-        group_int4<M>(call.rows + row, group, is_wide, u == 0 && g == 0, call.out + row * kStrip);
+        const auto sum = is_wide ? sum_group<M, true> : sum_group<M, false>;
+        sum(call.rows + row, group, sums + row * kStrip);
       });
+      add_group(call, sums, data + unit * kStrip / 2 + g * 3 * kStrip, u * groups + g);
     }
   }
 }
@@ -324,12 +307,9 @@ const Isa* isa_avx512() {
   static const AttendKernels attend{scores_avx512, weigh,  interleave, rescale_add, merge,
                                     finish,        rotate, read_fp8,   write_fp8};
   static const Isa table{
-      "avx512",          48,
-      true,              {tile_bf16, tile_fp8, tile_int8, tile_int4},
-      prepare_row<128>,  norm_row,
-      silu_mul_strip,    add_weighted_strip,
-      round_strip,       &attend,
-      &logit_kernels,    &row_kernels};
+      "avx512",         48,       true,           {tile_bf16, tile_fp8, tile_int8, tile_int4},
+      prepare_row<128>, norm_row, silu_mul_strip, add_weighted_strip,
+      round_strip,      &attend,  &logit_kernels, &row_kernels};
   return is_supported() ? &table : nullptr;
 }
 

@@ -1,5 +1,5 @@
-// Sixteen floats as one value, in GCC's vector extensions: one source for every instruction set, and
-// the same bits on all of them (no contraction, no reassociation: see the flags in setup.py).
+// Sixteen floats as one value, in GCC's vector extensions: one source for every instruction set,
+// and the same bits on all of them (no contraction, no reassociation: see the flags in setup.py).
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,10 @@ typedef int32_t v16i __attribute__((vector_size(64), aligned(64)));
 typedef uint32_t v16u __attribute__((vector_size(64), aligned(64)));
 typedef uint16_t v16h __attribute__((vector_size(32), aligned(32)));
 typedef int8_t v16b __attribute__((vector_size(16), aligned(16)));
+
+// Keeps loads where they stand. The compiler would gather them at the top of a loop's body, where
+// they push sums out of the registers.
+inline void in_order() { asm volatile("" ::: "memory"); }
 
 inline v16f splat(float x) { return v16f{} + x; }
 inline v16i splat(int32_t x) { return v16i{} + x; }
@@ -64,9 +68,7 @@ inline v16f select(v16i mask, v16f yes, v16f no) {
 }
 inline v16f vmax(v16f a, v16f b) { return select(a > b, a, b); }
 inline v16f vmin(v16f a, v16f b) { return select(a < b, a, b); }
-inline v16f vabs(v16f a) {
-  return reinterpret_cast<v16f>(reinterpret_cast<v16u>(a) & 0x7fffffffu);
-}
+inline v16f vabs(v16f a) { return reinterpret_cast<v16f>(reinterpret_cast<v16u>(a) & 0x7fffffffu); }
 
 // The sum in a fixed order: halves are added to halves.
 inline float sum(v16f v) {

