@@ -24,8 +24,8 @@ questions with answers, how many greedy answers are valid and correct. Without a
 embedded model on conversations that its training never saw.
 
   fathom eval
-  fathom eval DeepSeek-V2-Lite --formats bf16,int4 --text mine.txt
-  fathom eval DeepSeek-V2-Lite-int4 --formats stored --reference-model DeepSeek-V2-Lite --text mine.txt
+  fathom eval V2-Lite --formats bf16,int4 --text mine.txt
+  fathom eval V2-Lite-int4 --formats stored --reference-model V2-Lite --text mine.txt
 
 Formats: bf16, stored (as the checkpoint has them), fp8, int8, int4. A text is one document; a
 .jsonl file has lines {"text": ...} or {"messages": [...], "completion": ..., "check": ...}, where

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fathom.core.loop import EngineCore
-from fathom.core.types import Request, SamplingParams, TokenEvent
+from fathom.core.types import FinishReason, Request, SamplingParams, TokenEvent
 from fathom.engine.batch import BatchRun, Job
 from fathom.engine.heldout import Check, Question
 from fathom.engine.progress import ProgressBar
@@ -100,8 +100,8 @@ def read(question: Question, text: TextSide, token_ids: tuple[int, ...]) -> Answ
     form = text.template.output_format(text.tokenizer, prompt, reads_tools=reads_tools)
     stream = OutputStream(text.tokenizer, SamplingParams(), format=form)
     has_ended = token_ids[-1:] != () and token_ids[-1] in text.tokenizer.eos_ids
-    reason = "stop" if has_ended else "length"
-    delta = stream.push(TokenEvent("0", token_ids, finish_reason=reason))
+    end: FinishReason = "stop" if has_ended else "length"
+    delta = stream.push(TokenEvent("0", token_ids, finish_reason=end))
     assert delta is not None
     calls: dict[int, tuple[str, str]] = {}
     for piece in delta.tool_calls:

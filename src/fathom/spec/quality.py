@@ -1,4 +1,4 @@
-"""What a number format costs in quality: what is measured, its summary, and the limits by format."""
+"""What a number format costs in quality: what is measured, its summary, and limits by format."""
 
 from __future__ import annotations
 

@@ -84,4 +84,7 @@ def _rounded(
 def _squared_error(
     values: torch.Tensor, levels: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
 ) -> torch.Tensor:
-    return (levels - zero).mul_(scale).sub_(values).square_().sum(dim=-1, keepdim=True)
+    """In float64, where sums of float32 squares are exact for all but extreme groups: whatever
+    their order, here and in csrc/pack.cpp, which must choose the same clip."""
+    squares = (levels - zero).mul_(scale).sub_(values).square_()
+    return squares.sum(dim=-1, keepdim=True, dtype=torch.float64)
