@@ -234,7 +234,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-tokens", type=int, default=4096)
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--page", action="store_true", help="write docs/quality.md, measure nothing")
+    parser.add_argument(
+        "--page", action="store_true", help="write docs/quality.md, measure nothing"
+    )
     asked = parser.parse_args()
     if asked.page:
         PAGE.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")

@@ -24,9 +24,6 @@ struct RowRef {
   }
 };
 
-// Of a group's range from the smallest value to the largest; the first that is best is taken.
-constexpr double kClips[] = {1.0, 0.95, 0.9, 0.85, 0.8};
-
 float half_to_float(uint16_t bits) { return _cvtsh_ss(bits); }
 uint16_t float_to_half(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 
@@ -166,54 +163,27 @@ class StripPacker {
       *zero = s.zero[ref.row * s.scale_stride + g];
       return;
     }
-    alignas(32) float values[128];
+    float values[128];
     read_floats(ref, first, n, values);
-    float low = 0, high = 0;
+    float low = 0, high = 0, sum = 0;  // the sum is NaN where a value is
     for (int64_t i = 0; i < n; ++i) {
       low = std::min(low, values[i]);
       high = std::max(high, values[i]);
+      sum += values[i] * 0;
     }
-    // In the order of ops/quant/int4_group.py, operation by operation: the levels are the same.
-    double least = 0;
-    for (const double clip : kClips) {
-      float rounded = (high - low) * float(clip / 15);
-      rounded = rounded == 0 ? 1.0f : std::max(rounded, 0x1p-24f);
-      const uint16_t bits = float_to_half(rounded);
-      rounded = half_to_float(bits);
-      const float z = std::clamp(std::nearbyint(low * float(-clip) / rounded), 0.0f, 15.0f);
-      const double error = squared_error(values, n, rounded, z);
-      if (clip == kClips[0] && !std::isfinite(error)) {
-        is_sound_ = false;
-        return;
-      }
-      if (clip != kClips[0] && !(error < least)) continue;
-      least = error;
-      *scale = bits;
-      *zero = uint8_t(z);
+    // As ops/quant/int4_group.py does it, operation by operation: the levels are the same.
+    float rounded = (high - low) * float(1.0 / 15);
+    rounded = rounded == 0 ? 1.0f : std::max(rounded, 0x1p-24f);
+    *scale = float_to_half(rounded);
+    rounded = half_to_float(*scale);
+    if (!std::isfinite(rounded) || !std::isfinite(sum)) {
+      is_sound_ = false;
+      return;
     }
-    const float rounded = half_to_float(*scale), z = *zero;
+    const float z = std::clamp(std::nearbyint(-low / rounded), 0.0f, 15.0f);
+    *zero = uint8_t(z);
     for (int64_t i = 0; i < n; ++i)
       to[i] = uint8_t(std::clamp(std::nearbyint(values[i] / rounded) + z, 0.0f, 15.0f));
-  }
-
-  // Of `n` values, a multiple of eight, rounded to int4. Squares are float32, and their sum in
-  // float64 is exact for all but extreme groups, so that its order does not matter.
-  static double squared_error(const float* values, int64_t n, float scale, float zero) {
-    const __m256 step = _mm256_set1_ps(scale), origin = _mm256_set1_ps(zero);
-    const __m256 most = _mm256_set1_ps(15), none = _mm256_setzero_ps();
-    __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
-    for (int64_t i = 0; i < n; i += 8) {
-      const __m256 x = _mm256_load_ps(values + i);
-      const __m256 level = _mm256_add_ps(_mm256_round_ps(_mm256_div_ps(x, step), 8), origin);
-      const __m256 held = _mm256_min_ps(_mm256_max_ps(level, none), most);
-      const __m256 e = _mm256_sub_ps(_mm256_mul_ps(_mm256_sub_ps(held, origin), step), x);
-      const __m256 square = _mm256_mul_ps(e, e);
-      low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(square)));
-      high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(square, 1)));
-    }
-    alignas(32) double sums[4];
-    _mm256_store_pd(sums, _mm256_add_pd(low, high));
-    return sums[0] + sums[1] + sums[2] + sums[3];
   }
 
   void pack_int4() {

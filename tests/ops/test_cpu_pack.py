@@ -106,9 +106,7 @@ def test_int4_is_rounded_as_fathom_quantize_rounds(group: int) -> None:
     values = values.bfloat16().float()
     stored = quantize_int4(values, group)
     assert stored.zero is not None
-    weight = Weight(
-        "int4", stored.data.numpy(), stored.scale.numpy(), stored.zero.numpy(), group
-    )
+    weight = Weight("int4", stored.data.numpy(), stored.scale.numpy(), stored.zero.numpy(), group)
     floats = Weight("bf16", values.numpy())
     assert pack([weight]).payload() == pack([floats], into="int4", group=group).payload()
 
