@@ -1,11 +1,11 @@
 """What number formats cost on the embedded model: by format, by groups of int4, and by role.
 
-    python bench/quality.py [--num-tokens 4096] [--output bench/results/quality.json]
+    python -m bench.quality [--num-tokens 4096] [--output bench/results/quality.json]
 
 Formats and tasks are those of `fathom eval`. Groups of 64 and 32 are those of checkpoints that
 `fathom quantize` writes. By role, one kind of matrix is held in four bits (or eight) and all others
 in bfloat16: where a format loses, and what leaving that role out of it would cost in bytes.
-`python bench/quality.py --page` writes docs/quality.md from the results.
+`python -m bench.quality --page` writes docs/quality.md from the results.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ ROLES = (
 )
 
 
-class OneRole(MutableMapping[str, Weight]):
-    """Parameters in float32, of which those called in `held` are to be held in its format."""
+class Overruled(MutableMapping[str, Weight]):
+    """Parameters in float32, of which those named in `held` are to be held in the format there."""
 
     def __init__(self, params: MutableMapping[str, Weight], held: Mapping[str, Format]) -> None:
         self._params, self._held = params, held
@@ -90,10 +90,10 @@ class OneRole(MutableMapping[str, Weight]):
         return len(self._params)
 
 
-def with_role(plan: DeploymentPlan, roles: tuple[str, ...], format: Format) -> RankModel:
-    """The model on the CPU kernels in bfloat16, with the matrices of `roles` in `format`."""
+def with_formats(plan: DeploymentPlan, formats: Mapping[str, Format]) -> RankModel:
+    """The model on the CPU kernels, with matrices in the format of their role, or in bfloat16."""
     cpu = torch.device("cpu")
-    held = {row.name: format for row in parameter_table(plan.model) if row.role in roles}
+    rows = parameter_table(plan.model)
     params = load_parameters(
         open_checkpoint(Path(plan.model_path)),
         Shard(),
@@ -105,7 +105,7 @@ def with_role(plan: DeploymentPlan, roles: tuple[str, ...], format: Format) -> R
     ops = CpuBackend()
     model = build_model(
         plan.model,
-        OneRole(params, held),
+        Overruled(params, {row.name: formats[row.role] for row in rows if row.role in formats}),
         ops=ops,
         comm=SingleRank(),
         shard=Shard(),
@@ -114,22 +114,53 @@ def with_role(plan: DeploymentPlan, roles: tuple[str, ...], format: Format) -> R
     return RankModel(model=model, ops=ops, kv_cache=allocate_cache(plan, cpu))
 
 
-def by_role(config: EngineConfig, material: Material) -> list[dict[str, Any]]:
+class RoleMeter:
+    """Compares choices of formats by role with float32."""
+
+    def __init__(self, config: EngineConfig, material: Material) -> None:
+        self._documents = material.documents
+        self._reference = LoadedModel(plan_of(config, "float32")).predict(self._documents)
+        self._plan = plan_of(config, "bf16")
+        start_threads(self._plan, self._plan.threads)
+        self._rows = parameter_table(self._plan.model)
+
+    def measure(self, formats: Mapping[str, Format]) -> dict[str, Any]:
+        """The divergence of a choice."""
+        found = predict(self._plan, with_formats(self._plan, formats), self._documents)
+        return asdict(summarize(compare(self._reference, found)))
+
+    def num_bytes(self, formats: Mapping[str, Format]) -> int:
+        """Bytes of the main model's matrices that a choice names."""
+        rows = [row for row in self._rows if row.role in formats]
+        layers = self._plan.model.num_layers
+        main = [row for row in rows if row.layer is None or row.layer < layers]
+        return sum(formats[row.role].num_bytes(row.shape) for row in main)
+
+
+def by_role(meter: RoleMeter) -> list[dict[str, Any]]:
     """One row for each role: its bytes and the divergence in each format."""
-    plan = plan_of(config, "float32")
-    reference = LoadedModel(plan).predict(material.documents)
-    plan = plan_of(config, "bf16")
-    start_threads(plan, plan.threads)
     rows = []
     for roles in ROLES:
-        shapes = [row.shape for row in parameter_table(plan.model) if row.role in roles]
-        row: dict[str, Any] = {"roles": roles, "num_weights": sum(n * k for n, k in shapes)}
+        row: dict[str, Any] = {"roles": roles}
         for name, format in (("int4", int4_group(128)), ("int8", INT8_CHANNEL)):
-            found = predict(plan, with_role(plan, roles, format), material.documents)
-            row[name] = asdict(summarize(compare(reference, found)))
-            row[f"{name}_bytes"] = sum(format.num_bytes(shape) for shape in shapes)
+            chosen = dict.fromkeys(roles, format)
+            row[name], row[f"{name}_bytes"] = meter.measure(chosen), meter.num_bytes(chosen)
         print(roles, {name: row[name]["mean_kl"] for name in ("int4", "int8")}, file=sys.stderr)
         rows.append(row)
+    return rows
+
+
+def by_rule(meter: RoleMeter) -> list[dict[str, Any]]:
+    """All matrices in int4, but more and more roles in int8."""
+    kept: tuple[str, ...] = ()
+    rows = []
+    for more in ((), ("kv_b", "head"), ("q_a", "kv_a"), ("o",), ("q_b",)):
+        kept += more
+        chosen = {role: int4_group(128) for roles in ROLES for role in roles}
+        chosen |= dict.fromkeys(kept, INT8_CHANNEL)
+        found = {"int8": kept, "bytes": meter.num_bytes(chosen), "int4": meter.measure(chosen)}
+        print(kept, found["int4"]["mean_kl"], file=sys.stderr)
+        rows.append(found)
     return rows
 
 
@@ -157,13 +188,16 @@ def measure(num_tokens: int) -> dict[str, Any]:
     material = Material(text, documents(rows, text, num_tokens), questions)
     bare = replace(material, questions=())
     formats = evaluate(config, FORMATS, material, say=lambda what: print(what, file=sys.stderr))
+    (_, cached) = evaluate(replace(config, kv_cache_dtype="fp8"), ["bf16"], material)
+    meter = RoleMeter(config, bare)
     return {
         "machine": {"cpu": _processor(), "isa": library.isa(), "python": platform.python_version()},
         "commit": _commit(),
-        "command": f"python bench/quality.py --num-tokens {num_tokens}",
-        "formats": [asdict(row) for row in formats],
+        "command": f"python -m bench.quality --num-tokens {num_tokens}",
+        "formats": [asdict(row) for row in (*formats, replace(cached, format="kv_fp8"))],
         "checkpoints": [asdict(row) for row in by_group(config, bare)],
-        "roles": by_role(config, bare),
+        "roles": by_role(meter),
+        "rules": by_rule(meter),
     }
 
 
@@ -175,16 +209,18 @@ def page(results: Mapping[str, Any]) -> str:
         [
             "# Quality by number format",
             "",
-            "Generated from `bench/results/quality.json` by `python bench/quality.py --page`; a",
+            "Generated from `bench/results/quality.json` by `python -m bench.quality --page`; a",
             f"test keeps it fresh. Measured by `{results['command']}`",
             f"at commit {results['commit']} on {machine['cpu']} ({machine['isa']}).",
             "",
             f"The embedded model predicts {count} tokens of right answers to questions that its",
-            "training never saw (`src/fathom/weights/embedded/heldout.jsonl`). The reference is the",
-            "reference backend in float32 on the checkpoint's own weights, which are stored in FP8.",
+            "training never saw (`src/fathom/weights/embedded/heldout.jsonl`). The reference is",
+            "the reference backend in float32 on the same weights, which are stored in FP8.",
             "`fathom eval` repeats the first two tables, and measures other checkpoints and texts.",
             "",
             "## As loaded with `--quantization`",
+            "",
+            "`kv_fp8` is bf16 with `--kv-cache-dtype fp8`.",
             "",
             *table([_quality(row) for row in results["formats"]]),
             "",
@@ -196,9 +232,17 @@ def page(results: Mapping[str, Any]) -> str:
             "",
             "One kind of matrix in int4 (groups of 128), or int8, all others in bfloat16.",
             "",
-            "| role | weights | int4: mean KL | top-1 | int8: mean KL | top-1 | int8 costs more |",
+            "| role | bytes in int4 | mean KL | top-1 | bytes in int8 | mean KL | top-1 |",
             "|---|---|---|---|---|---|---|",
             *(_role_row(row) for row in results["roles"]),
+            "",
+            "All in int4 but some roles in int8: `spec/held.py` has the third row. The fourth gains",
+            "more, but `o` is most of attention's weights in DeepSeek-V3, which every token",
+            "reads.",
+            "",
+            "| int8 | bytes | mean KL | p99 KL | top-1 | perplexity |",
+            "|---|---|---|---|---|---|",
+            *(_rule_row(row) for row in results["rules"]),
             "",
         ]
     )
@@ -206,10 +250,18 @@ def page(results: Mapping[str, Any]) -> str:
 
 def _role_row(row: Mapping[str, Any]) -> str:
     scores = " | ".join(
-        f"{row[name]['mean_kl']:.2g} | {row[name]['top1']:.2%}" for name in ("int4", "int8")
+        f"{row[name + '_bytes']:,} | {row[name]['mean_kl']:.2g} | {row[name]['top1']:.2%}"
+        for name in ("int4", "int8")
     )
-    more = row["int8_bytes"] - row["int4_bytes"]
-    return f"| {', '.join(row['roles'])} | {row['num_weights']:,} | {scores} | {more:,} bytes |"
+    return f"| {', '.join(row['roles'])} | {scores} |"
+
+
+def _rule_row(row: Mapping[str, Any]) -> str:
+    found = row["int4"]
+    return (
+        f"| {', '.join(row['int8']) or 'none'} | {row['bytes']:,} | {found['mean_kl']:.2g} "
+        f"| {found['p99_kl']:.2g} | {found['top1']:.2%} | {found['perplexity']:.4f} |"
+    )
 
 
 def _quality(row: Mapping[str, Any]) -> FormatQuality:

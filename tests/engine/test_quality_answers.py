@@ -19,7 +19,10 @@ RIGHT = Verdict(True, True)
 WRONG = Verdict(True, False)
 INVALID = Verdict(False, False)
 ASK = ({"role": "user", "content": "?"},)
-CALL = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{}<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+CALL = (
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{}<｜tool▁sep｜>{}"
+    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+)
 ADD = {
     "type": "function",
     "function": {

@@ -62,7 +62,8 @@ def test_int8_stays_within_half_a_step(rows: int, columns: int, seed: int) -> No
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 5), groups, seeds)
 def test_int4_stays_within_half_a_step(rows: int, num_groups: int, group: int, seed: int) -> None:
-    """Against min-max rounding of each group in float64, whose error is half a step at most."""
+    """Against the range of each group in float64; at its ends half a step more, by the rounding of
+    the zero point."""
     matrix = random_matrix(rows, num_groups * group, seed)
     quantized = quantize_int4(matrix, group)
     assert quantized.zero is not None
@@ -78,7 +79,6 @@ def test_int4_stays_within_half_a_step(rows: int, num_groups: int, group: int, s
     error = (exact.unflatten(1, (num_groups, group)) - grouped).abs().amax(-1)
     # The scale of float16 is off by 2^-11 at most, which moves the ends by 15 times that.
     half_step = (high - low) / 15 * (0.5 + 15 * 2.0**-11) + 2.0**-24
-    # The ends move by up to half a step with the zero point, and what lies beyond is clamped.
     assert (error <= 2 * half_step).all()
     assert exact[seed % rows].eq(0).all()
 

@@ -1,9 +1,9 @@
 """Unsigned 4-bit values in groups of columns, each with a scale and a zero point.
 
-The range of a group is its values' own. Clipping it where that makes the squared error smaller, as
-AWQ does (arXiv 2306.00978, section 3.2) by errors that activations weigh, doubled the divergence
-of the embedded model when the weights alone decided: rounding errors are of either sign and cancel
-in a sum, what is clipped off the largest weights is not.
+The range of a group is that of its values. Clipping it where that lessens the squared error, an
+idea of AWQ (arXiv 2306.00978, section 3.2), which weighs errors by activations, doubled the
+embedded model's divergence in groups of 128 where weights alone decided: rounding errors have
+either sign and cancel in a sum, and what is clipped off the largest weights does not.
 """
 
 from __future__ import annotations
