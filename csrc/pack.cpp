@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <memory>
 #include <vector>
@@ -48,7 +49,14 @@ class StripPacker {
   StripPacker(const Matrix& matrix, const std::vector<RowRef>& rows, uint8_t* strip)
       : matrix_(matrix), rows_(rows), strip_(strip) {}
 
-  void run() {
+  // Gives false where values are not finite, or too large for their scales.
+  bool run() {
+    pack();
+    return is_sound_;
+  }
+
+ private:
+  void pack() {
     switch (matrix_.format) {
       case kBf16: return pack_bf16();
       case kFp8: return pack_fp8();
@@ -57,7 +65,6 @@ class StripPacker {
     }
   }
 
- private:
   // Sixty-four inputs of a row as bfloat16, zeros beyond K.
   void bf16_step(const RowRef& ref, int64_t first, uint16_t* to) const {
     const int64_t n = std::min<int64_t>(kStep, matrix_.k - first);
@@ -158,13 +165,21 @@ class StripPacker {
     }
     float values[128];
     read_floats(ref, first, n, values);
-    float low = 0, high = 0;
+    float low = 0, high = 0, sum = 0;  // the sum is NaN where a value is
     for (int64_t i = 0; i < n; ++i) {
       low = std::min(low, values[i]);
       high = std::max(high, values[i]);
+      sum += values[i] * 0;
     }
-    *scale = float_to_half(std::max((high - low) / 15.0f, 6e-8f));
-    const float rounded = half_to_float(*scale);
+    // As ops/quant/int4_group.py does it, operation by operation: the levels are the same.
+    float rounded = (high - low) * float(1.0 / 15);
+    rounded = rounded == 0 ? 1.0f : std::max(rounded, 0x1p-24f);
+    *scale = float_to_half(rounded);
+    rounded = half_to_float(*scale);
+    if (!std::isfinite(rounded) || !std::isfinite(sum)) {
+      is_sound_ = false;
+      return;
+    }
     const float z = std::clamp(std::nearbyint(-low / rounded), 0.0f, 15.0f);
     *zero = uint8_t(z);
     for (int64_t i = 0; i < n; ++i)
@@ -202,6 +217,7 @@ class StripPacker {
   const std::vector<RowRef>& rows_;
   uint8_t* strip_;
   std::vector<float> floats_;
+  bool is_sound_ = true;
 };
 
 // The joined rows that the columns of a strip stand for.
@@ -248,11 +264,12 @@ const char* pack(const Matrix& matrix, int64_t expert, const Source* sources, in
   }
   if (rows != matrix.n) return "sources with another number of rows than the matrix";
   uint8_t* data = const_cast<uint8_t*>(matrix.data) + expert * matrix.expert_bytes();
+  std::atomic<bool> is_sound = true;
   parallel(matrix.strips(), [&](int64_t strip, int) {
     const std::vector<RowRef> refs = strip_rows(matrix, sources, count, strip);
-    StripPacker(matrix, refs, data + strip * matrix.strip_bytes()).run();
+    if (!StripPacker(matrix, refs, data + strip * matrix.strip_bytes()).run()) is_sound = false;
   });
-  return nullptr;
+  return is_sound ? nullptr : "values that are not finite, or too large for int4's float16 scales";
 }
 
 }  // namespace fathom

@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "serve": ("fathom.commands.serve:main", "serve a model behind OpenAI's API"),
         "chat": ("fathom.commands.chat:main", "talk to a server in the terminal"),
         "run": ("fathom.commands.run:main", "answer one prompt or a JSONL file, without a server"),
+        "eval": ("fathom.commands.eval:main", "measure what number formats cost in quality"),
         "quantize": ("fathom.commands.quantize:main", "write a checkpoint again in int8 or int4"),
         "bench": ("fathom.commands.bench:main", "measure a server, or the engine"),
         "version": ("fathom.commands.version:main", "print the version"),

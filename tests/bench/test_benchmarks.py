@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bench import quality
+from fathom.spec.quality import Divergence, excess
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -32,3 +35,22 @@ def test_benchmarks_run_and_say_of_what(command: tuple[str, ...], tmp_path: Path
     )
     results = json.loads(output.read_text(encoding="utf-8"))
     assert {"machine", "commit"} <= results.keys() | results["machine"].keys()
+
+
+def test_the_page_of_quality_is_made_of_its_results() -> None:
+    """The tables of docs/quality.md against the figures that a measurement wrote."""
+    page = ROOT / "docs" / "quality.md"
+    results = json.loads((ROOT / "bench/results/quality.json").read_text(encoding="utf-8"))
+    assert {"machine", "commit", "command"} <= results.keys()
+    assert page.read_text(encoding="utf-8") == quality.page(results), (
+        "run: python -m bench.quality --page"
+    )
+
+
+def test_the_results_are_within_the_limits() -> None:
+    results = json.loads((ROOT / "bench/results/quality.json").read_text(encoding="utf-8"))
+    rows = results["formats"] + results["checkpoints"]
+    names = [row["format"].removesuffix(" (quantize)") for row in rows]
+    assert {"bf16", "fp8", "int8", "int4", "kv_fp8", "int4-32"} <= set(names)
+    for name, row in zip(names, rows, strict=True):
+        assert not excess(name, Divergence(**row["divergence"]))

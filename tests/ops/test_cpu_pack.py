@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from fathom.errors import EngineError
+from fathom.ops.quant.int4_group import quantize_int4
 from tests.ops.cpu_kernels import (
     Weight,
     available,
@@ -88,3 +91,29 @@ def test_sources_under_each_other_are_one_matrix(form: str, group: int) -> None:
         group,
     )
     assert pack(parts).payload() == pack([whole]).payload()
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_int4_is_rounded_as_fathom_quantize_rounds(group: int) -> None:
+    """Two implementations: weights of a bfloat16 checkpoint that are packed at load get, bit for
+    bit, the levels, scales and zero points that a quantised checkpoint of it would have."""
+    generator = torch.Generator().manual_seed(group)
+    values = torch.randn(130, 384, generator=generator) * torch.logspace(-9, 3, 130).unsqueeze(1)
+    values[3] = 0.0
+    values[4, :200] = values[4, :200].abs()
+    values[5] = -values[5].abs()
+    values[6, ::37] *= 50.0
+    values = values.bfloat16().float()
+    stored = quantize_int4(values, group)
+    assert stored.zero is not None
+    weight = Weight("int4", stored.data.numpy(), stored.scale.numpy(), stored.zero.numpy(), group)
+    floats = Weight("bf16", values.numpy())
+    assert pack([weight]).payload() == pack([floats], into="int4", group=group).payload()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+def test_values_that_int4_cannot_hold_are_refused(bad: float) -> None:
+    values = np.ones((70, 128), np.float32)
+    values[67, 5] = bad
+    with pytest.raises(EngineError, match="not finite, or too large"):
+        pack([Weight("bf16", values)], into="int4", group=64)

@@ -61,10 +61,9 @@ def test_int8_stays_within_half_a_step(rows: int, columns: int, seed: int) -> No
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 5), groups, seeds)
-def test_int4_is_no_worse_than_the_whole_range(
-    rows: int, num_groups: int, group: int, seed: int
-) -> None:
-    """Against min-max rounding of each group in float64, whose error is half a step at most."""
+def test_int4_stays_within_half_a_step(rows: int, num_groups: int, group: int, seed: int) -> None:
+    """Against the range of each group in float64; at its ends half a step more, by the rounding of
+    the zero point."""
     matrix = random_matrix(rows, num_groups * group, seed)
     quantized = quantize_int4(matrix, group)
     assert quantized.zero is not None
@@ -77,23 +76,11 @@ def test_int4_is_no_worse_than_the_whole_range(
     torch.testing.assert_close(quantized.dequantize(torch.float32).double(), exact)
     grouped = matrix.double().unflatten(1, (num_groups, group))
     low, high = grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)
-    error = (exact.unflatten(1, (num_groups, group)) - grouped).square().sum(-1)
+    error = (exact.unflatten(1, (num_groups, group)) - grouped).abs().amax(-1)
     # The scale of float16 is off by 2^-11 at most, which moves the ends by 15 times that.
     half_step = (high - low) / 15 * (0.5 + 15 * 2.0**-11) + 2.0**-24
-    assert (error <= group * half_step.square()).all()
+    assert (error <= 2 * half_step).all()
     assert exact[seed % rows].eq(0).all()
-
-
-def test_clipping_makes_errors_smaller() -> None:
-    """Against rounding of the whole range, on normal values with an outlier in each group."""
-    matrix = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
-    matrix[:, ::128] = 5
-    low, high = (getattr(matrix.view(64, 4, 128), end)(-1, True) for end in ("amin", "amax"))
-    scale = (high - low) / 15
-    levels = (matrix.view(64, 4, 128) / scale).round() - (low / scale).round()
-    plain = ((levels.clamp(0, 15) + (low / scale).round()) * scale).view(64, 512)
-    found = quantize_int4(matrix, 128).dequantize(torch.float32)
-    assert (found - matrix).square().sum() < 0.99 * (plain - matrix).square().sum()
 
 
 @given(st.binary(min_size=1, max_size=64))

@@ -25,7 +25,7 @@ from tests.weights.tiny_checkpoints import TINY_FP8, TINY_V3
 CPU = torch.device("cpu")
 OPTIONS: dict[str, Any] = {"dtype": torch.bfloat16, "device": CPU, "dequantize": False}
 PLAIN = ("embed", "mtp_embed", "router", "correction_bias")
-INT8_BESIDE_INT4 = ("kv_b", "head", "mtp_head", "mtp_project")
+INT8_BESIDE_INT4 = ("q", "q_a", "kv_a", "kv_b", "head", "mtp_head", "mtp_project")
 
 
 def wanted_format(role: str, shape: tuple[int, ...], quantization: str) -> str | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from fathom.core.executor import Capacity, Executor
 from fathom.errors import ConfigError
-from fathom.models.registry import build_model
+from fathom.models.registry import LanguageModel, build_model
 from fathom.ops.api import Backend
 from fathom.ops.backends.cpu import library
 from fathom.ops.comm import Communicator, SingleRank
@@ -25,6 +26,15 @@ from fathom.weights.open import load_parameters, open_checkpoint, torch_dtype
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RankModel:
+    """What a rank computes with: its slices of the weights, and a cache for all their layers."""
+
+    model: LanguageModel
+    ops: Backend
+    kv_cache: torch.Tensor
+
+
 def build_executor(plan: DeploymentPlan) -> Executor:
     """Load the model and make the executor that the plan asks for; it is ready when this returns.
 
@@ -34,7 +44,11 @@ def build_executor(plan: DeploymentPlan) -> Executor:
         return DistributedExecutor(plan, capacity_of(plan))
     start_threads(plan, plan.threads)
     device = torch.device(plan.device)
-    worker = build_worker(plan, Shard(), SingleRank(), device)
+    return local_executor(plan, build_worker(plan, Shard(), SingleRank(), device))
+
+
+def local_executor(plan: DeploymentPlan, worker: Worker) -> LocalExecutor:
+    """An executor in this process of the plan's only rank."""
     if plan.ops_backend != "cpu":
         return LocalExecutor(worker, capacity_of(plan))
     return LocalExecutor(worker, capacity_of(plan), on_start=library.pin_caller)
@@ -65,6 +79,13 @@ def build_worker(
     plan: DeploymentPlan, shard: Shard, comm: Communicator, device: torch.device
 ) -> Worker:
     """One rank: its slices of the weights, its cache, its worker."""
+    return make_worker(plan, load_rank(plan, shard, comm, device), comm)
+
+
+def load_rank(
+    plan: DeploymentPlan, shard: Shard, comm: Communicator, device: torch.device
+) -> RankModel:
+    """One rank's model and cache. Raises: ConfigError, CheckpointError, CapacityError."""
     if plan.num_drafts and not plan.model.num_mtp_layers:
         raise ConfigError(
             "--num-speculative-tokens",
@@ -83,13 +104,18 @@ def build_worker(
         mtp=plan.num_drafts > 0,
     )
     model = build_model(plan.model, params, ops=ops, comm=comm, shard=shard, dtype=dtype)
+    return RankModel(model=model, ops=ops, kv_cache=allocate_cache(plan, device))
+
+
+def make_worker(plan: DeploymentPlan, rank: RankModel, comm: Communicator) -> Worker:
+    """What runs the steps of a rank."""
     return Worker(
         WorkerParts(
-            model=model.main,
-            draft_model=model.mtp[0] if plan.num_drafts else None,
-            ops=ops,
+            model=rank.model.main,
+            draft_model=rank.model.mtp[0] if plan.num_drafts else None,
+            ops=rank.ops,
             comm=comm,
-            kv_cache=allocate_cache(plan, device),
+            kv_cache=rank.kv_cache,
             page_size=plan.page_size,
             max_position=plan.model.max_position,
         )

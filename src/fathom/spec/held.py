@@ -16,14 +16,17 @@ Quantization = Literal["int8", "int4", "fp8"]
 # Matrices that are never quantised: rows of the embedding are looked up, not multiplied, and the
 # router decides between nearly equal experts.
 _PLAIN_ROLES = ("embed", "mtp_embed", "router")
-_INT8_BESIDE_INT4 = {"kv_b": "int8", "head": "int8", "mtp_head": "int8", "mtp_project": "int8"}
+_INT8_BESIDE_INT4 = dict.fromkeys(
+    ("q", "q_a", "kv_a", "kv_b", "head", "mtp_head", "mtp_project"), "int8"
+)
 # By what was asked for: the roles that are held otherwise, "plain" for the compute format.
-# kv_b makes keys and values of every cached token, and the head every choice: both lose much to
-# four bits and are a small part of the model.
+# kv_a and kv_b make keys and values of every cached token, q_a the latents of queries (it is joined
+# with kv_a, and q where there is no q_a), and the head every choice: they lose most to four bits
+# (docs/quality.md) and are a small part of the model.
 _EXCEPTIONS: Mapping[Quantization, Mapping[str, str]] = {
     "int8": {},
     "int4": _INT8_BESIDE_INT4,
-    "fp8": dict.fromkeys(_INT8_BESIDE_INT4, "plain"),
+    "fp8": dict.fromkeys(("kv_b", "head", "mtp_head", "mtp_project"), "plain"),
 }
 # Another matrix is joined below these, and no block may hold rows of both.
 _JOINED_ABOVE = ("q", "q_a", "dense_gate", "expert_gate", "shared_gate")
