@@ -62,8 +62,9 @@ class AttentionShape:
 class Case:
     """One call of one op.
 
-    `sizes` by the letters of `api.py`; `group`: columns of a group of int4. `is_poisoned`: activations hold NaN and inf, which must come
-    out where they must and nowhere else. `options` are the op's own flags.
+    `sizes` by the letters of `api.py`; `group`: columns of a group of int4. `is_poisoned`:
+    activations hold NaN and inf, which must come out where they must and nowhere else. `options`
+    are the op's own flags.
     """
 
     op: OpName
