@@ -22,6 +22,10 @@ def wide(weight: Weight) -> torch.Tensor:
     """A weight's values in float64; for quantised ones, block by block."""
     if isinstance(weight, torch.Tensor):
         return weight.double()
+    if weight.format.name == "int4":
+        return wide_int4(weight)
+    if weight.format.name == "int8":
+        return weight.data.double() * weight.scale.double()
     values = weight.data.float().double()
     rows, columns = weight.block
     for row in range(weight.scale.shape[-2]):
@@ -32,6 +36,20 @@ def wide(weight: Weight) -> torch.Tensor:
                 slice(column * columns, (column + 1) * columns),
             )
             values[place] *= weight.scale[..., row, column, None, None].double()
+    return values
+
+
+def wide_int4(weight: QTensor) -> torch.Tensor:
+    """The even column of a byte is its low half: (nibble - zero point) * scale of its group."""
+    assert weight.zero is not None
+    values = torch.empty(weight.shape, dtype=torch.float64)
+    values[..., 0::2] = (weight.data % 16).double()
+    values[..., 1::2] = (weight.data // 16).double()
+    size = weight.block[1]
+    for group in range(weight.shape[-1] // size):
+        columns = values[..., group * size : (group + 1) * size]
+        columns -= weight.zero[..., group, None].double()
+        columns *= weight.scale[..., group, None].double()
     return values
 
 

@@ -14,6 +14,8 @@ from fathom.ops.api import Angles, Backend, Norm, Weight
 from fathom.ops.batch import PagedBatch
 from fathom.ops.cases import AttentionShape, Case, OpName
 from fathom.ops.quant.fp8_block import quantize_fp8
+from fathom.ops.quant.int4_group import quantize_int4
+from fathom.ops.quant.int8_channel import quantize_int8
 from fathom.ops.quant.qtensor import QTensor
 from fathom.ops.sampling import Biases, LogitEdits, Penalties, SamplingRows
 from fathom.spec.model import Moe
@@ -63,6 +65,10 @@ class Draw:
         """As `plain_weight`, in the case's format of weights."""
         if self.case.weights == "fp8_block":
             return quantize_fp8(self.normal(*shape) / sqrt(shape[-1]))
+        if self.case.weights == "int8":
+            return quantize_int8(self.normal(*shape) / sqrt(shape[-1]))
+        if self.case.weights == "int4":
+            return quantize_int4(self.normal(*shape) / sqrt(shape[-1]), self.case.group)
         return self.plain_weight(*shape)
 
     def norm(self, width: int) -> Norm:
@@ -75,15 +81,15 @@ class Draw:
         return Angles(angles.cos(), angles.sin(), True)
 
 
-def make_inputs(case: Case, device: torch.device) -> Inputs:
-    """The arguments of one call."""
-    return _MAKERS[case.op](Draw(case, device), case)
+def make_inputs(case: Case, device: torch.device, draw: Draw | None = None) -> Inputs:
+    """The arguments of one call, from `draw` where one is given."""
+    return _MAKERS[case.op](draw or Draw(case, device), case)
 
 
 def run_case(backend: Backend, case: Case, inputs: Inputs) -> dict[str, torch.Tensor]:
     """All that the call gives and writes, by name. Tensors that it writes are changed in `inputs`;
     quantised results come as their values and scales."""
-    result = getattr(backend, case.op)(**_held(backend, case, inputs))
+    result = getattr(backend, case.op)(**held_inputs(backend, case, inputs))
     seen = _WRITTEN.get(case.op, ())
     outputs = {name: inputs[name] for name in seen if inputs.get(name) is not None}
     if isinstance(result, QTensor):
@@ -97,8 +103,9 @@ def run_case(backend: Backend, case: Case, inputs: Inputs) -> dict[str, torch.Te
     return outputs
 
 
-def _held(backend: Backend, case: Case, inputs: Inputs) -> Inputs:
-    """The inputs with weights as the backend holds them, and its plan of the batch."""
+def held_inputs(backend: Backend, case: Case, inputs: Inputs) -> Inputs:
+    """The inputs with weights as the backend holds them, and its plan of the batch: what the op
+    takes."""
     call, dtype = dict(inputs), DTYPES[case.dtype]
     if case.op == "mla_attend":
         mla = call.pop("mla")

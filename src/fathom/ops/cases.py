@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fathom.spec.formats import INT4_GROUPS
 from fathom.spec.model import Mla, Moe
 
 OpName = Literal[
@@ -33,12 +34,15 @@ DtypeName = Literal["float32", "bfloat16"]
 WeightName = Literal["float32", "bfloat16", "fp8_block", "int8", "int4"]
 
 # Largest difference over largest value, by (activations, weights). With bfloat16 and FP8 weights a
-# backend may round activations to FP8 rows, as DeepSeek-V3 was trained (report, section 3.3).
+# backend may round activations to FP8 rows, as DeepSeek-V3 was trained (report, section 3.3); with
+# int8 and int4 ones to int8, by row or by group of columns.
 TOLERANCES: Mapping[tuple[DtypeName, WeightName], float] = {
     ("float32", "float32"): 1e-5,
     ("float32", "fp8_block"): 1e-5,
     ("bfloat16", "bfloat16"): 1e-2,
     ("bfloat16", "fp8_block"): 4e-2,
+    ("bfloat16", "int8"): 3e-2,
+    ("bfloat16", "int4"): 3e-2,
 }
 # Rounding to e4m3: one step of a backend that divides against one that multiplies by the inverse.
 FP8_STEP = 1 / 16
@@ -58,8 +62,9 @@ class AttentionShape:
 class Case:
     """One call of one op.
 
-    `sizes` by the letters of `api.py`. `is_poisoned`: activations hold NaN and inf, which must come
-    out where they must and nowhere else. `options` are the op's own flags.
+    `sizes` by the letters of `api.py`; `group`: columns of a group of int4. `is_poisoned`:
+    activations hold NaN and inf, which must come out where they must and nowhere else. `options`
+    are the op's own flags.
     """
 
     op: OpName
@@ -77,6 +82,11 @@ class Case:
         """A unique name for reports."""
         poison = "-poisoned" if self.is_poisoned else ""
         return f"{self.op}-{self.name}-{self.dtype}-{self.weights}{poison}"
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale and a zero point, with int4 weights."""
+        return self.sizes.get("group", INT4_GROUPS[0])
 
     @property
     def tolerance(self) -> float:
@@ -128,7 +138,7 @@ TINY_MOE = replace(V3_MOE, num_experts=6, experts_per_token=3, num_groups=3, gro
 
 
 def all_cases() -> tuple[Case, ...]:
-    """The whole table."""
+    """The whole table of correctness; `speed_cases.py` has what is only timed."""
     return (*_row_cases(), *_linear_cases(), *_attention_cases(), *_moe_cases(), *_logit_cases())
 
 
@@ -167,7 +177,7 @@ def _linear_cases() -> Iterator[Case]:
             "edge_blocks": (5, 200, 300),
             "v3_kv_a": (3, 576, 7168),
         }.items():
-            sizes = {"T": rows, "N": width, "K": inputs}
+            sizes = _grouped({"T": rows, "N": width, "K": inputs}, weights, "K")
             yield Case("linear", name, sizes, dtype, weights)
             for option in ({"norm": True}, {"norm": True, "residual": True}):
                 full = f"{name}_{'_'.join(option)}"
@@ -176,7 +186,8 @@ def _linear_cases() -> Iterator[Case]:
             "one": (1, 64, 32),
             "edge_blocks": (7, 200, 128),
         }.items():
-            yield Case("mlp", name, {"T": rows, "D": width, "I": inner}, dtype, weights)
+            sizes = _grouped({"T": rows, "D": width, "I": inner}, weights, "D", "I")
+            yield Case("mlp", name, sizes, dtype, weights)
     yield Case("linear", "odd", {"T": 4, "N": 9, "K": 7}, is_poisoned=True)
 
 
@@ -220,9 +231,9 @@ def _moe_cases() -> Iterator[Case]:
             "edge_blocks": (TINY_MOE, 9, 200, 136),
             "v3": (V3_MOE, 4, 256, 128),
         }.items():
-            sizes = {"T": tokens, "D": width, "I": inner}
+            sizes = _grouped({"T": tokens, "D": width, "I": inner}, weights, "D", "I")
             yield Case("experts", name, sizes, dtype, weights, moe=moe)
-            shared = {**sizes, "shared": inner}
+            shared = {**sizes, "shared": sizes["I"]}
             yield Case("experts", f"{name}_shared", shared, dtype, weights, moe=moe)
     yield Case("experts", "one_token", {"T": 1, "D": 40, "I": 24}, moe=TINY_MOE)
     yield Case("experts", "tiny", {"T": 5, "D": 40, "I": 24}, moe=TINY_MOE, is_poisoned=True)
@@ -239,6 +250,14 @@ def _logit_cases() -> Iterator[Case]:
     yield Case("token_logprobs", "no_top", {"R": 4, "V": 19, "top": 0})
     yield Case("verify", "drafts", {"S": 9, "n": 3})
     yield Case("verify", "no_drafts", {"S": 4, "n": 0})
+
+
+def _grouped(sizes: Mapping[str, int], weights: WeightName, *columns: str) -> Mapping[str, int]:
+    """Columns rounded up to the widest groups of int4 that they have room for, where it is int4."""
+    if weights != "int4":
+        return sizes
+    group = max(size for size in INT4_GROUPS if size <= max(32, min(sizes[k] for k in columns)))
+    return {**sizes, "group": group, **{k: -(-sizes[k] // group) * group for k in columns}}
 
 
 def _dtypes() -> tuple[DtypeName, ...]:
