@@ -56,9 +56,7 @@ def token_ids(source: random.Random, count: int, vocab_size: int) -> list[int]:
 def prompts(wire: dict[str, Any], purpose: str) -> list[list[int]]:
     """The prompts of one go at a case; another `purpose`, other prompts."""
     source = random.Random(f"{wire['seed']}:{wire['name']}:{purpose}")
-    return [
-        token_ids(source, wire["context"], wire["vocab_size"]) for _ in range(wire["batch"])
-    ]
+    return [token_ids(source, wire["context"], wire["vocab_size"]) for _ in range(wire["batch"])]
 
 
 def decode_rate(wire: dict[str, Any], whole_s: float, first_s: float) -> float:

@@ -1,6 +1,6 @@
 """The driver of fathom itself, through `fathom.LLM`.
 
-    python -m bench.peers.fathom_side CHECKPOINT --threads N [--quantization int8|int4|fp8]
+python -m bench.peers.fathom_side CHECKPOINT --threads N [--quantization int8|int4|fp8]
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ class Fathom:
     def _seconds(self, asked: list[list[int]], new_tokens: int) -> float:
         sampling = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=new_tokens)
         begun = time.perf_counter()
-        self._llm.generate(
-            [{"prompt_token_ids": ids} for ids in asked], sampling, use_tqdm=False
-        )
+        self._llm.generate([{"prompt_token_ids": ids} for ids in asked], sampling, use_tqdm=False)
         return time.perf_counter() - begun
 
     def logprobs(self, prompts: list[list[int]], new_tokens: int) -> list[dict[str, Any]]:

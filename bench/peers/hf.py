@@ -1,6 +1,6 @@
 """The driver of transformers: the reference of the others' output, and a peer in bfloat16.
 
-    python -m bench.peers.hf CHECKPOINT --dtype bfloat16|float32 --threads N
+python -m bench.peers.hf CHECKPOINT --dtype bfloat16|float32 --threads N
 """
 
 from __future__ import annotations

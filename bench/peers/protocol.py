@@ -151,7 +151,7 @@ def log_tail(log: Path, most: int = 300) -> str:
 
 
 def run(
-    command: Sequence[str | Path],
+    command: Sequence[object],
     *,
     deadline_s: float,
     log: Path,

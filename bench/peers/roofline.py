@@ -87,14 +87,14 @@ def work_of(config: Mapping[str, Any]) -> Work:
     )
 
 
-def ceiling(
-    work: Work, case: Case, number_format: str, *, bandwidth: float, peak: float
-) -> float:
+def ceiling(work: Work, case: Case, number_format: str, *, bandwidth: float, peak: float) -> float:
     """The most tokens a second at `case`, from bytes and operations a second."""
     if case.kind == "prefill":
         return case.context * peak / work.prefill_flops(case.context)
     context = case.context + case.new_tokens // 2
-    return case.batch * bandwidth / work.step_bytes(case.batch, context, BYTES_A_WEIGHT[number_format])
+    return (
+        case.batch * bandwidth / work.step_bytes(case.batch, context, BYTES_A_WEIGHT[number_format])
+    )
 
 
 class Roofline:

@@ -1,6 +1,6 @@
 """The driver of vLLM on a CPU, eager or compiled.
 
-    python -m bench.peers.vllm CHECKPOINT --threads N [--eager]
+python -m bench.peers.vllm CHECKPOINT --threads N [--eager]
 """
 
 from __future__ import annotations
