@@ -15,7 +15,7 @@ from typing import Any
 from bench.peers import measure
 from bench.peers.peers import Peer, all_peers
 from bench.peers.prepare import Cache, prepare
-from bench.peers.protocol import ROOT
+from bench.peers.protocol import ROOT, end_on_signal
 from bench.peers.report import update_document
 from bench.peers.roofline import Roofline
 from bench.peers.system import commit, machine
@@ -57,6 +57,7 @@ def chosen_peers(cache: Cache, args: argparse.Namespace) -> list[Peer]:
 def main() -> None:
     """Everything, in order; results are written after each round."""
     args = arguments()
+    end_on_signal()
     if not args.report_only:
         cache = Cache(args.cache, args.checkpoint or args.cache / "v3-mini")
         cache.path.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ class LlamaCpp:
         if name not in self._best:
             brief = {**case, "new_tokens": min(case["new_tokens"], _BRIEF_TOKENS)}
             self._best[name] = list(
-                max(_TRIED[case["kind"]], key=lambda flags: self._rate(brief, flags))
+                max(_TRIED[case["kind"]], key=lambda flags: self._rate(brief, tuple(flags)))
             )
             self._tuning.write_text(json.dumps(self._best), encoding="utf-8")
         best = tuple(self._best[name])

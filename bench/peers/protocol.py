@@ -42,6 +42,7 @@ class Engine(Protocol):
 
 def answer_calls(make_engine: Callable[[], Engine]) -> None:
     """The driver's main loop: make the engine, say so, answer until the pipe closes."""
+    end_on_signal()
     pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -63,6 +64,15 @@ def answer_calls(make_engine: Callable[[], Engine]) -> None:
         except Exception as error:
             traceback.print_exc()
             tell({"error": one_line(error)})
+
+
+def end_on_signal() -> None:
+    """Have SIGTERM end this process by an exception, so that it ends its own children."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit("ended by a signal")
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def one_line(error: BaseException) -> str:
