@@ -31,6 +31,7 @@ class Transformers:
         self._model = transformers.AutoModelForCausalLM.from_pretrained(
             checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa"
         ).eval()
+        self._model.set_experts_implementation("eager")
         self._best: dict[str, str] = {}
         self._threads = threads
 
@@ -53,7 +54,7 @@ class Transformers:
 
     def _rate(self, case: dict[str, Any], experts: str) -> float:
         is_prefill = case["kind"] == "prefill"
-        self._model.set_experts_implementation(experts if is_prefill else "grouped_mm")
+        self._model.set_experts_implementation(experts if is_prefill else "eager")
         ids = torch.tensor(prompts(case, experts))
         begun = time.perf_counter()
         out = self._model(ids, use_cache=True, logits_to_keep=1)
@@ -72,22 +73,26 @@ class Transformers:
         """Greedy tokens and their top 20."""
         answers = []
         for prompt in prompts:
-            ids, tops = list(prompt), []
-            for _ in range(new_tokens):
-                tops.append(self._top(ids, len(ids) - 1)[0])
-                ids.append(int(tops[-1][0][0]))
-            answers.append({"tokens": ids[len(prompt) :], "top": tops})
+            out = self._model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
+            tops = _tops(out.logits[0])
+            while len(tops) < new_tokens:
+                token = torch.tensor([[int(tops[-1][0][0])]])
+                out = self._model(token, past_key_values=out.past_key_values, use_cache=True)
+                tops += _tops(out.logits[0])
+            answers.append({"tokens": [int(top[0][0]) for top in tops], "top": tops})
         return answers
 
     def score(self, prompt: list[int], tokens: list[int]) -> list[list[list[float]]]:
         """The top 20 before each of `tokens`, which follow `prompt`."""
-        return self._top(prompt + tokens[:-1], len(prompt) - 1)
+        ids = torch.tensor([prompt + tokens[:-1]])
+        return _tops(self._model(ids, use_cache=False, logits_to_keep=len(tokens)).logits[0])
 
-    def _top(self, ids: list[int], start: int) -> list[list[list[float]]]:
-        logits = self._model(torch.tensor([ids]), use_cache=False).logits[0, start:]
-        best = logits.float().log_softmax(-1).topk(_TOP)
-        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [[list(pair) for pair in zip(*row, strict=True)] for row in rows]
+
+def _tops(logits: torch.Tensor) -> list[list[list[float]]]:
+    """The 20 likeliest of each row, as [id, log-probability] pairs."""
+    best = logits.float().log_softmax(-1).topk(_TOP)
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [[list(pair) for pair in zip(*row, strict=True)] for row in rows]
 
 
 def main() -> None:

@@ -114,6 +114,7 @@ def check_outputs(run: Run, peers: Sequence[Peer]) -> None:
             driver = run.driver(peer)
             asked = {"prompts": prompts, "new_tokens": NEW_TOKENS}
             answers[peer.name] = driver.call("logprobs", _CASE_S, **asked)
+            print(f"  {peer.name}: answered", flush=True)
         except PeerError as error:
             run.results.peers[peer.name]["error"] = str(error)
             print(f"  {peer.name}: {error}", flush=True)
