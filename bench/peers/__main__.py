@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from bench.peers import measure
 from bench.peers.peers import Peer, all_peers
 from bench.peers.prepare import Cache, prepare
-from bench.peers.protocol import ROOT, end_on_signal
+from bench.peers.protocol import ROOT, PeerError, end_on_signal
 from bench.peers.report import update_document
 from bench.peers.roofline import Roofline
 from bench.peers.system import commit, machine
@@ -64,7 +65,10 @@ def main() -> None:
         prepare(cache, args.only, args.torch_index)
         if args.prepare_only:
             raise SystemExit("\n".join(cache.errors.values()))
-        measure_all(cache, args)
+        try:
+            measure_all(cache, args)
+        except PeerError as error:
+            raise SystemExit(f"bench.peers: {error}") from error
     report = json.loads(args.output.read_text(encoding="utf-8"))
     print(update_document(args.document, report))
 
@@ -88,6 +92,7 @@ def measure_all(cache: Cache, args: argparse.Namespace) -> None:
     }
     usable = [one for one in peers if "error" not in run.results.peers[one.name]]
     try:
+        run.limits()
         if not args.skip_check:
             print("comparing outputs", flush=True)
             measure.check_outputs(run, usable)
@@ -106,7 +111,7 @@ def measure_all(cache: Cache, args: argparse.Namespace) -> None:
 
 def _write(output: Path, head: dict[str, Any], run: measure.Run) -> None:
     found = run.results
-    report = {**head, "rooflines": found.rooflines, "peers": found.peers, "samples": found.samples}
+    report = {**head, **asdict(found)}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -31,9 +31,10 @@ class Fathom:
     def facts(self) -> dict[str, Any]:
         """Versions and settings."""
         version = metadata.version("fathom-llm")
+        reasons = {one.field: f"{one.value}: {one.reason}" for one in self._llm.plan.decisions}
         return {
             "versions": {"fathom-llm": version, "torch": torch.__version__},
-            "settings": self._settings,
+            "settings": {**self._settings, "ops_backend": reasons["ops_backend"]},
         }
 
     def measure(self, case: dict[str, Any]) -> dict[str, Any]:

@@ -29,11 +29,13 @@ _SPARE_BYTES = 2 << 30
 
 @dataclass(slots=True)
 class Results:
-    """What was found so far: samples, limits of the machine, facts and errors of the peers."""
+    """What was found so far: samples, limits of the machine, facts and errors of the peers; why
+    outputs could not be compared, empty where they were."""
 
     samples: list[dict[str, Any]] = field(default_factory=list)
     rooflines: list[dict[str, Any]] = field(default_factory=list)
     peers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reference_error: str = ""
 
     def record(self, peer: str, round_number: int, case: str, sample: dict[str, Any]) -> None:
         """Keep a sample with the limits that were measured last, and tell of it."""
@@ -106,7 +108,8 @@ class Run:
 
 
 def check_outputs(run: Run, peers: Sequence[Peer]) -> None:
-    """Compare every peer's log-probabilities with the reference's. Errors are kept by peer."""
+    """Compare every peer's log-probabilities with the reference's. Errors are kept: a peer's by its
+    name, the reference's own for all."""
     prompts = cases.check_prompts(run.vocab_size)
     answers: dict[str, Any] = {}
     for peer in peers:
@@ -119,14 +122,20 @@ def check_outputs(run: Run, peers: Sequence[Peer]) -> None:
             run.results.peers[peer.name]["error"] = str(error)
             print(f"  {peer.name}: {error}", flush=True)
     run.close()
-    command = reference_command(run.cache, run.threads)
-    reference = Driver(
-        command, run.cache.log("reference"), environment=peers[0].environment, start_s=_START_S
-    )
     try:
-        score = partial(_score, reference)
+        _judge(run, prompts, answers)
+    except PeerError as error:
+        run.results.reference_error = f"transformers in float32: {error}"
+        print(f"  not compared: {error}", flush=True)
+
+
+def _judge(run: Run, prompts: list[list[int]], answers: dict[str, Any]) -> None:
+    command, environment = reference_command(run.cache, run.threads)
+    log = run.cache.log("reference")
+    reference = Driver(command, log, environment=environment, start_s=_START_S)
+    try:
         for name, answer in answers.items():
-            found = compare(prompts, answer, score)
+            found = compare(prompts, answer, partial(_score, reference))
             run.results.peers[name]["output"] = found
             print(f"  {name}: {found['distance_nats']} nats from the reference", flush=True)
     finally:

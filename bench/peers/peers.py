@@ -61,9 +61,11 @@ def _transformers(cache: Cache, threads: int) -> Peer:
     )
 
 
-def reference_command(cache: Cache, threads: int) -> tuple[str, ...]:
-    """The driver of transformers in float32, by which the others' output is judged."""
-    return (*_transformers(cache, threads).driver, "--dtype", "float32")
+def reference_command(cache: Cache, threads: int) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """The driver of transformers in float32, by which the others' output is judged, and its
+    environment."""
+    peer = _transformers(cache, threads)
+    return (*peer.driver, "--dtype", "float32"), peer.environment
 
 
 def _vllm(cache: Cache, threads: int, *, is_eager: bool) -> Peer:

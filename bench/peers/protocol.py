@@ -89,16 +89,19 @@ class Driver:
     ) -> None:
         """Start it and wait until its model is loaded. Raises: PeerError."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as log_file:
-            self.process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, **environment},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log_file,
-                start_new_session=True,
-            )
+        try:
+            with log.open("ab") as log_file:
+                self.process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env={**os.environ, **environment},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log_file,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise PeerError(f"the driver could not be started: {error}") from error
         self._log = log
         self._unread = b""
         self.facts: dict[str, Any] = self._answer(time.monotonic() + start_s)

@@ -199,9 +199,13 @@ def _notes(report: Mapping[str, Any]) -> str:
             "- ≠: the log-probabilities differ from transformers' float32 by over 0.5 nats on "
             "average over its 20 likeliest tokens."
         )
+    if report.get("reference_error"):
+        notes.append(f"- Outputs were not compared: {report['reference_error']}")
     for name, facts in report["peers"].items():
         if "error" in facts:
             notes.append(f"- {name} was not measured: {facts['error']}")
+        if backend := facts.get("settings", {}).get("ops_backend"):
+            notes.append(f"- {name} computed with ops backend {backend}.")
     told = set()
     for one in report["samples"]:
         if "error" in one and (one["peer"], one["case"]) not in told:

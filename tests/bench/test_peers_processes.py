@@ -60,6 +60,8 @@ def test_a_driver_that_is_silent_is_ended(tmp_path: Path) -> None:
 def test_a_driver_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(PeerError, match="no engine here"):
         _driver(tmp_path / "log", "raise SystemExit('no engine here')")
+    with pytest.raises(PeerError, match="could not be started"):
+        Driver([str(tmp_path / "python")], tmp_path / "log", environment={}, start_s=60)
 
 
 def test_a_step_is_done_once_and_its_failure_is_kept(tmp_path: Path) -> None:
