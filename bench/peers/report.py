@@ -196,7 +196,7 @@ def _notes(report: Mapping[str, Any]) -> str:
     ]
     if any(facts.get("output", {}).get("differs") for facts in report["peers"].values()):
         notes.append(
-            "- ≠: the log-probabilities differ from transformers' float32 by over 0.5 nats on "
+            "- ≠: the log-probabilities differ from transformers' float32 by over 0.75 nats on "
             "average over its 20 likeliest tokens."
         )
     if report.get("reference_error"):
