@@ -20,10 +20,10 @@ KERNEL_SOURCES := $(wildcard csrc/*.cpp csrc/*.h)
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover -fno-omit-frame-pointer
 PURE_TESTS := $(shell cat tests/pure-tests.txt)
 
-.PHONY: help serve chat test check kernels sanitize fix bench pure demo-eval clean
+.PHONY: help serve chat test check kernels sanitize fix bench bench-peers pure demo-eval clean
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
-	@echo "Targets: serve chat test check sanitize fix bench pure demo-eval clean"
+	@echo "Targets: serve chat test check sanitize fix bench bench-peers pure demo-eval clean"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -90,6 +90,11 @@ bench: $(DEV)
 	$(BIN)/python bench/server.py
 	$(BIN)/python bench/client.py
 	$(BIN)/python bench/gpu_smoke.py --dry-run
+
+# Other engines, built here, beside fathom on the same random model: half an hour to prepare once,
+# hours to measure. ARGS="--help" lists the flags; the table goes into docs/performance.md.
+bench-peers: $(RUNTIME)
+	$(BIN)/python -m bench.peers $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) $(ARGS)
 
 # Accuracy per task of the embedded model, as served, on text that its training never saw.
 demo-eval: $(DEV)

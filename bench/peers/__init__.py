@@ -1,0 +1,1 @@
+"""Compares fathom with other engines on one machine, in one run: `python -m bench.peers`."""

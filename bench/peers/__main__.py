@@ -1,0 +1,120 @@
+"""Prepares the peers, measures them and fathom in turns, writes results and the table.
+
+python -m bench.peers [--repeats 5] [--only fathom,llama.cpp] [--skip-http] [--report-only]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.peers import measure
+from bench.peers.peers import Peer, all_peers
+from bench.peers.prepare import Cache, prepare
+from bench.peers.protocol import ROOT, PeerError, end_on_signal
+from bench.peers.report import update_document
+from bench.peers.roofline import Roofline
+from bench.peers.system import commit, machine
+
+_ENGINES = ("transformers", "vllm", "llama.cpp", "fathom")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="bench.peers", description=(__doc__ or "").split("\n")[0])
+    home = Path.home() / ".cache" / "fathom-peers"
+    parser.add_argument("--cache", type=Path, default=home, help="environments, builds, models")
+    parser.add_argument("--checkpoint", type=Path, help="another model than v3-mini")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds; each gives one sample")
+    parser.add_argument("--only", default=",".join(_ENGINES), help="engines, with commas")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--torch-index", help="package index of PyTorch's CPU build")
+    parser.add_argument("--skip-http", action="store_true", help="offline cases only")
+    parser.add_argument("--skip-check", action="store_true", help="do not compare outputs")
+    parser.add_argument(
+        "--quiet-wait", type=float, default=30.0, help="seconds to wait for an idle machine"
+    )
+    parser.add_argument("--prepare-only", action="store_true")
+    parser.add_argument("--report-only", action="store_true", help="only write the table again")
+    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/peers.json")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs/performance.md")
+    args = parser.parse_args()
+    args.only = set(args.only.split(","))
+    if unknown := args.only - set(_ENGINES):
+        parser.error(f"--only: {', '.join(sorted(unknown))}; known: {', '.join(_ENGINES)}")
+    return args
+
+
+def chosen_peers(cache: Cache, args: argparse.Namespace) -> list[Peer]:
+    """The peers that were asked for."""
+    return [one for one in all_peers(cache, args.threads) if one.engine in args.only]
+
+
+def main() -> None:
+    """Everything, in order; results are written after each round."""
+    args = arguments()
+    end_on_signal()
+    if not args.report_only:
+        cache = Cache(args.cache, args.checkpoint or args.cache / "v3-mini")
+        cache.path.mkdir(parents=True, exist_ok=True)
+        prepare(cache, args.only, args.torch_index)
+        if args.prepare_only:
+            raise SystemExit("\n".join(cache.errors.values()))
+        try:
+            measure_all(cache, args)
+        except PeerError as error:
+            raise SystemExit(f"bench.peers: {error}") from error
+    report = json.loads(args.output.read_text(encoding="utf-8"))
+    print(update_document(args.document, report))
+
+
+def measure_all(cache: Cache, args: argparse.Namespace) -> None:
+    """Compare outputs, then measure round by round, offline and over HTTP."""
+    config = json.loads((cache.checkpoint / "config.json").read_text(encoding="utf-8"))
+    roofline = Roofline(cache.path, args.threads)
+    run = measure.Run(cache, args.threads, config["vocab_size"], roofline, args.quiet_wait)
+    peers = chosen_peers(cache, args)
+    for peer in peers:
+        facts: dict[str, Any] = {"engine": peer.engine, "format": peer.number_format}
+        lacking = [cache.errors[step] for step in peer.needs if step in cache.errors]
+        run.results.peers[peer.name] = facts | ({"error": lacking[0]} if lacking else {})
+    head = {
+        "benchmark": "peers",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine(),
+        "config": {"repeats": args.repeats, "threads": args.threads, "model": config},
+    }
+    usable = [one for one in peers if "error" not in run.results.peers[one.name]]
+    try:
+        run.limits()
+        if not args.skip_check:
+            print("comparing outputs", flush=True)
+            measure.check_outputs(run, usable)
+        for number in range(args.repeats):
+            measure.offline_round(run, peers, number)
+            _write(args.output, head, run)
+        if not args.skip_http:
+            for number in range(args.repeats):
+                # Made anew: the offline rounds found settings for some.
+                measure.http_round(run, chosen_peers(cache, args), number)
+                _write(args.output, head, run)
+    finally:
+        run.close()
+    _write(args.output, head, run)
+
+
+def _write(output: Path, head: dict[str, Any], run: measure.Run) -> None:
+    found = run.results
+    report = {**head, **asdict(found)}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
