@@ -8,8 +8,8 @@ Backends take turns within a case, so that other work on the machine meets all o
 is the larger of bytes over the bandwidth of memory and operations over the peak, both measured in
 the same run (ops_machine.py says how); a fraction is roofline over median, above 1 where a cache
 helps. Weights and cached latents are cold, activations are warm (ops_calls.py). Steal and the load
-are kept with the samples: medians of a busy machine tell of the machine, the best sample (`best_us`)
-more of the op.
+are kept with the samples: medians of a busy machine tell of the machine, the best sample
+(`best_us`) more of the op.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ const char* check_matrix(const Matrix* m, const char* name) {
   if (m == nullptr || m->data == nullptr) return fail("%s: no matrix", name);
   if (m->format < 0 || m->format >= kNumFormats) return fail("%s: format %d", name, m->format);
   if (m->n < 1 || m->k < 1 || m->experts < 1 || m->n > (1 << 30) || m->k > (1 << 30))
-    return fail("%s: %d matrices of %lld x %lld", name, m->experts, (long long)m->n, (long long)m->k);
+    return fail("%s: %d matrices of %lld x %lld", name, m->experts, (long long)m->n,
+                (long long)m->k);
   if (m->is_gated && m->n % 2) return fail("%s: gate and up of %lld rows", name, (long long)m->n);
   if (m->format == kInt4 && m->group != 32 && m->group != 64 && m->group != 128)
     return fail("%s: groups of %d, wanted 32, 64 or 128", name, m->group);
@@ -31,7 +32,8 @@ const char* check_matrix(const Matrix* m, const char* name) {
 const char* check_rows(const Rows& in, int64_t width, const char* name) {
   if (in.num_rows < 0 || (in.num_rows > 0 && in.x == nullptr)) return fail("%s: no rows", name);
   if (in.width != width)
-    return fail("%s: rows of %lld values, wanted %lld", name, (long long)in.width, (long long)width);
+    return fail("%s: rows of %lld values, wanted %lld", name, (long long)in.width,
+                (long long)width);
   if (in.num_rows > 1 && in.stride < width)
     return fail("%s: rows %lld apart overlap", name, (long long)in.stride);
   if (in.residual != nullptr && in.num_rows > 1 && in.residual_stride < width)
@@ -46,15 +48,19 @@ const char* check_output(const Output& out, int64_t rows, int64_t width) {
 }
 
 const char* check_cache(const Cache& cache) {
-  if (cache.data == nullptr || cache.pages < 1 || cache.page_size < 1) return fail("cache: no pages");
-  if (cache.format != kKvBf16 && cache.format != kKvFp8) return fail("cache: format %d", cache.format);
+  if (cache.data == nullptr || cache.pages < 1 || cache.page_size < 1)
+    return fail("cache: no pages");
+  if (cache.format != kKvBf16 && cache.format != kKvFp8)
+    return fail("cache: format %d", cache.format);
   if (cache.rank < 2 || cache.rank % 2 || cache.rope < 2 || cache.rope % 2)
-    return fail("cache: %d latents and %d rotated values, wanted even numbers", cache.rank, cache.rope);
+    return fail("cache: %d latents and %d rotated values, wanted even numbers", cache.rank,
+                cache.rope);
   return nullptr;
 }
 
 const char* check_batch(const Batch& batch, const Cache& cache) {
-  if (!batch.query_starts || !batch.context_lens || !batch.page_table) return fail("batch: no memory");
+  if (!batch.query_starts || !batch.context_lens || !batch.page_table)
+    return fail("batch: no memory");
   if (batch.query_starts[0] != 0 || batch.query_starts[batch.sequences] != batch.tokens)
     return fail("query_starts: not from 0 to %lld", (long long)batch.tokens);
   for (int64_t s = 0; s < batch.sequences; ++s) {
@@ -78,7 +84,10 @@ const char* check_batch(const Batch& batch, const Cache& cache) {
 namespace fathom {
 
 uint8_t* arena(Arena purpose, int64_t bytes) {
-  static struct { uint8_t* memory; int64_t bytes; } arenas[kNumArenas];
+  static struct {
+    uint8_t* memory;
+    int64_t bytes;
+  } arenas[kNumArenas];
   auto& own = arenas[purpose];
   if (own.bytes < bytes || own.memory == nullptr) {
     std::free(own.memory);
@@ -162,14 +171,15 @@ const char* fathom_experts(const Matrix* gate_up, const Matrix* down, const int6
   const Output output{out, out_stride, false, 0};
   CHECK(check_output(output, rows, width));
   if (gate_up != nullptr) {
-    if (rows > 0 && (ids == nullptr || weights == nullptr || per_row < 1)) return fail("expert_ids: none");
+    if (rows > 0 && (ids == nullptr || weights == nullptr || per_row < 1))
+      return fail("expert_ids: none");
     for (int64_t i = 0; i < rows * per_row; ++i)
       if (ids[i] < 0 || ids[i] >= gate_up->experts)
         return fail("expert_ids: %lld of %d experts", (long long)ids[i], gate_up->experts);
   }
   if (rows == 0) return nullptr;
-  const char* failed = experts({gate_up, down}, {ids, weights, per_row},
-                               {shared_gate_up, shared_down}, in, output);
+  const char* failed =
+      experts({gate_up, down}, {ids, weights, per_row}, {shared_gate_up, shared_down}, in, output);
   return failed ? fail("%s", failed) : nullptr;
 }
 

@@ -56,7 +56,8 @@ void for_each_row(int64_t rows, Body&& body) {
 #pragma GCC visibility push(default)
 extern "C" {
 
-const char* fathom_largest(const float* x, int64_t stride, int64_t rows, int64_t vocab, float* out) {
+const char* fathom_largest(const float* x, int64_t stride, int64_t rows, int64_t vocab,
+                           float* out) {
   CHECK(has_kernels());
   const Logits logits{x, stride, rows, vocab};
   CHECK(check_logits(logits));
@@ -75,7 +76,8 @@ const char* fathom_sample(const float* x, int64_t stride, int64_t rows, int64_t 
   std::vector<Draw> draws(drawn);
   std::vector<const Draw*> by_row(rows, nullptr);
   for (int64_t i = 0; i < drawn; ++i) {
-    if (!(temperature[i] > 0)) return fail("temperature: %g, wanted over 0", double(temperature[i]));
+    if (!(temperature[i] > 0))
+      return fail("temperature: %g, wanted over 0", double(temperature[i]));
     draws[i] = {temperature[i], top_k[i], top_p[i], min_p[i], uniform[i]};
     by_row[drawn_rows[i]] = &draws[i];
   }
@@ -136,7 +138,8 @@ const char* fathom_route(const void* x, int64_t stride, int64_t rows, const Rout
     return fail("x: %lld rows of %lld", (long long)rows, (long long)r.width);
   if (r.per_token < 1 || r.per_token > r.experts)
     return fail("experts_per_token: %lld of %lld", (long long)r.per_token, (long long)r.experts);
-  if (r.groups < 1 || r.experts % r.groups || r.groups_per_token < 1 || r.groups_per_token > r.groups)
+  if (r.groups < 1 || r.experts % r.groups || r.groups_per_token < 1 ||
+      r.groups_per_token > r.groups)
     return fail("groups: %lld of %lld", (long long)r.groups_per_token, (long long)r.groups);
   if (rows > 1 && stride < r.width) return fail("x: rows overlap");
   if (rows == 0) return nullptr;
@@ -163,7 +166,8 @@ const char* fathom_rope(const uint16_t* x, int64_t token_stride, int64_t head_st
   for_each_row(tokens, [&](int64_t token) {
     for (int64_t head = 0; head < heads; ++head)
       kernels.rope(x + token * token_stride + head * head_stride, cos + token * half,
-                   sin + token * half, half, is_interleaved, out + (token * heads + head) * 2 * half);
+                   sin + token * half, half, is_interleaved,
+                   out + (token * heads + head) * 2 * half);
   });
   return nullptr;
 }

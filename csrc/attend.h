@@ -3,8 +3,8 @@
 // token's result does not depend on how its sequence was cut into steps.
 //
 // A column is one head of one token. Keys go by blocks of 128, blocks by splits of 512 keys, both
-// counted from the start of the sequence. Within a split the softmax runs on line; splits are merged
-// in order. Whether splits run one after the other or side by side changes no bit.
+// counted from the start of the sequence. Within a split the softmax runs on line; splits are
+// merged in order. Whether splits run one after the other or side by side changes no bit.
 #pragma once
 
 #include "ops.h"
@@ -43,33 +43,33 @@ struct Angles {
 
 struct Batch {
   int64_t sequences, tokens;
-  const int64_t* query_starts;   // [sequences + 1]
-  const int64_t* context_lens;   // [sequences]
-  const int64_t* page_table;     // [sequences][table_width]
+  const int64_t* query_starts;  // [sequences + 1]
+  const int64_t* context_lens;  // [sequences]
+  const int64_t* page_table;    // [sequences][table_width]
   int64_t table_width;
 };
 
 struct AttendCall {
-  const uint16_t* q;        // [T][H][Dn + Dr], not rotated
-  int64_t q_stride;         // between tokens
-  const Matrix* absorb;     // H matrices [R, Dn]: a head's query into the latents' space
-  const Matrix* expand;     // H matrices [Dv, R]: what a head found, out of it
+  const uint16_t* q;     // [T][H][Dn + Dr], not rotated
+  int64_t q_stride;      // between tokens
+  const Matrix* absorb;  // H matrices [R, Dn]: a head's query into the latents' space
+  const Matrix* expand;  // H matrices [Dv, R]: what a head found, out of it
   Cache cache;
   Batch batch;
   Angles angles;
   float scale;
-  uint16_t* out;            // [T][H][Dv]
+  uint16_t* out;  // [T][H][Dv]
 };
 
 const char* mla_attend(const AttendCall& call);
 
 struct WriteCall {
-  const uint16_t* latent;   // [T][R], not normalised
-  const uint16_t* key;      // [T][Dr], not rotated
-  int64_t stride;           // between tokens, of both
-  const uint16_t* norm;     // [R]
+  const uint16_t* latent;  // [T][R], not normalised
+  const uint16_t* key;     // [T][Dr], not rotated
+  int64_t stride;          // between tokens, of both
+  const uint16_t* norm;    // [R]
   float eps;
-  const int64_t* slots;     // [T]
+  const int64_t* slots;  // [T]
   int64_t tokens;
   Cache cache;
   Angles angles;
@@ -94,8 +94,8 @@ struct AttendKernels {
   // scores [keys][16 * blocks] of packed queries [width / 2][blocks][16][2].
   void (*scores)(const KeyBlock& keys, const uint16_t* queries, int width, int blocks, float* to);
   // Softmax step: from scores to weights [16 * blocks][kKeyBlock] bfloat16, with `found.most` and
-  // `found.total` brought up to date; rescale[column] is what `found.latent` is to be multiplied by.
-  // Column c sees the keys below visible[c] only.
+  // `found.total` brought up to date; rescale[column] is what `found.latent` is to be multiplied
+  // by. Column c sees the keys below visible[c] only.
   void (*weigh)(const float* scores, int keys, int blocks, const int32_t* visible, bool is_masked,
                 float scale, Found& found, float* rescale, uint16_t* weights);
   // The block's latents, pairs of keys side by side: strips [R / 64][kKeyBlock / 2][64][2].

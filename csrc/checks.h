@@ -31,5 +31,5 @@ inline const char* ready() {
 }  // namespace
 }  // namespace fathom
 
-#define CHECK(call)                                \
+#define CHECK(call) \
   if (const char* failed = (call)) return failed

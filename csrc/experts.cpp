@@ -1,8 +1,8 @@
 // Mixture of experts, and the plain gated MLP as the case of a shared expert alone.
 //
-// Two passes over the weights, each expert's read once: gate and up of all experts for the rows that
-// chose them, then down. A thread of the second pass owns some outputs of all rows and adds up the
-// experts in ascending order, so that no sum depends on threads or on other rows.
+// Two passes over the weights, each expert's read once: gate and up of all experts for the rows
+// that chose them, then down. A thread of the second pass owns some outputs of all rows and adds up
+// the experts in ascending order, so that no sum depends on threads or on other rows.
 #include "ops.h"
 
 namespace fathom {
@@ -16,12 +16,12 @@ struct Group {
 
 struct Work {
   std::vector<Group> groups;
-  std::vector<int64_t> row;       // which row of x each place is
-  std::vector<float> weight;      // what its output is multiplied by
-  std::vector<ActRow> acts;       // of x, one a row for each of the two formats
+  std::vector<int64_t> row;   // which row of x each place is
+  std::vector<float> weight;  // what its output is multiplied by
+  std::vector<ActRow> acts;   // of x, one a row for each of the two formats
   std::vector<ActRow> shared_acts;
-  std::vector<ActRow> places;     // of x, by place
-  std::vector<ActRow> inner;      // of silu(gate) * up, by place
+  std::vector<ActRow> places;  // of x, by place
+  std::vector<ActRow> inner;   // of silu(gate) * up, by place
 };
 
 void group_rows(const Mlp& routed, const Routing& routing, const Mlp& shared, int64_t num_rows,
@@ -96,8 +96,8 @@ void down_strip(const Work& work, int64_t strip, float* sums, int thread) {
     for (int64_t done = 0; done < group.count; done += isa_.max_rows) {
       const int count = int(std::min<int64_t>(isa_.max_rows, group.count - done));
       const int64_t place = group.first + done;
-      isa_.tile[matrix.format]({&matrix, matrix.strip(group.expert, strip), &work.inner[place], count,
-                                buffers.sums, buffers.scratch});
+      isa_.tile[matrix.format]({&matrix, matrix.strip(group.expert, strip), &work.inner[place],
+                                count, buffers.sums, buffers.scratch});
       for (int i = 0; i < count; ++i)
         isa_.add_weighted(sums + work.row[place + i] * kStrip, buffers.sums + i * kStrip,
                           work.weight[place + i]);
@@ -163,8 +163,8 @@ const char* experts(const Mlp& routed, const Routing& routing, const Mlp& shared
   if (const char* failed = prepare_inputs(routed, shared, in, work)) return failed;
   int64_t stride = 0;
   for (const Group& group : work.groups) stride = std::max(stride, group.mlp->down->k_padded());
-  uint16_t* inner = reinterpret_cast<uint16_t*>(
-      arena(kArenaInner, int64_t(work.row.size()) * stride * 2));
+  uint16_t* inner =
+      reinterpret_cast<uint16_t*>(arena(kArenaInner, int64_t(work.row.size()) * stride * 2));
   const Matrix& last = shared.down ? *shared.down : *routed.down;
   const int64_t strips = last.strips();
   float* sums = reinterpret_cast<float*>(arena(kArenaSums, strips * in.num_rows * kStrip * 4));

@@ -2,8 +2,8 @@
 // by the files of each instruction set only; nothing here has a name outside of its file.
 //
 // Vectors wider than the processor's live in memory, which is slow where they are carried through a
-// loop. So loops that matter are written for the processor's own width (vf, vd), by parts of a fixed
-// number of lanes: the same sums in the same order on all.
+// loop. So loops that matter are written for the processor's own width (vf, vd), by parts of a
+// fixed number of lanes: the same sums in the same order on all.
 #pragma once
 
 #include <immintrin.h>
@@ -12,7 +12,6 @@
 
 namespace fathom {
 namespace {
-
 
 #ifdef __AVX512F__
 constexpr int kOwnBytes = 64;
@@ -70,9 +69,9 @@ inline vd exp_double(vd x) {
   vd r = fma(n, vd{} - 6.93147180369123816490e-01, bounded);
   r = fma(n, vd{} - 1.90821492927058770002e-10, r);
   vd p = vd{} + 1.0 / 39916800;
-  constexpr double terms[] = {1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
-                              1.0 / 120,     1.0 / 24,     1.0 / 6,     0.5,        1.0,
-                              1.0};
+  constexpr double terms[] = {1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+                              1.0 / 720,     1.0 / 120,    1.0 / 24,    1.0 / 6,
+                              0.5,           1.0,          1.0};
 #pragma GCC unroll 11
   for (double term : terms) p = fma(p, r, vd{} + term);
   const vl power = ((vl)shifted + 1023) << 52;

@@ -14,9 +14,8 @@ constexpr int64_t kItemRows = 480;
 
 bool prepare_rows(const Matrix& matrix, const Rows& in, std::vector<ActRow>& rows,
                   uint8_t* memory) {
-  const bool is_direct = (matrix.format == kBf16 || matrix.format == kFp8) &&
-                         in.norm == nullptr && in.residual == nullptr &&
-                         matrix.k == matrix.k_padded();
+  const bool is_direct = (matrix.format == kBf16 || matrix.format == kFp8) && in.norm == nullptr &&
+                         in.residual == nullptr && matrix.k == matrix.k_padded();
   rows.resize(in.num_rows);
   if (is_direct) {
     for (int64_t row = 0; row < in.num_rows; ++row)
@@ -44,10 +43,11 @@ const char* linear(const Matrix& matrix, const Rows& in, const Output& out) {
     TileBuffers buffers(thread);
     for (int64_t row = first; row < end; row += isa_.max_rows) {
       const int count = int(std::min<int64_t>(isa_.max_rows, end - row));
-      isa_.tile[matrix.format](
-          {&matrix, matrix.strip(out.expert, strip), &rows[row], count, buffers.sums, buffers.scratch});
+      isa_.tile[matrix.format]({&matrix, matrix.strip(out.expert, strip), &rows[row], count,
+                                buffers.sums, buffers.scratch});
       const int width = int(std::min<int64_t>(kStrip, matrix.n - strip * kStrip));
-      for (int i = 0; i < count; ++i) out.put(isa_, row + i, strip * kStrip, width, buffers.sums + i * kStrip);
+      for (int i = 0; i < count; ++i)
+        out.put(isa_, row + i, strip * kStrip, width, buffers.sums + i * kStrip);
     }
   });
   return nullptr;

@@ -2,7 +2,6 @@
 // compiles it with its own flags.
 #pragma once
 
-
 #include "key.h"
 #include "lanes.h"
 #include "logits.h"

@@ -1,8 +1,9 @@
-// Sampling and log-probabilities without sorting a vocabulary: only the head that matters is sorted.
+// Sampling and log-probabilities without sorting a vocabulary: only the head that matters is
+// sorted.
 //
-// The k-th largest of the maxima of disjoint groups bounds the k-th largest value from below, so one
-// pass over a row and a few maxima find the k best. Where a draw needs more than such a head, the
-// row falls into bins by value, and only the bin that holds the wanted token is sorted.
+// The k-th largest of the maxima of disjoint groups bounds the k-th largest value from below, so
+// one pass over a row and a few maxima find the k best. Where a draw needs more than such a head,
+// the row falls into bins by value, and only the bin that holds the wanted token is sorted.
 #include "logits.h"
 
 #include <algorithm>
@@ -17,9 +18,9 @@
 namespace fathom {
 namespace {
 
-constexpr int64_t kHead = 128;         // the best tokens, which most draws are among
-constexpr int64_t kLargeHead = 1024;   // a top_k of so many is sorted outright
-constexpr int64_t kRadixFrom = 512;    // keys from which radix sort pays
+constexpr int64_t kHead = 128;        // the best tokens, which most draws are among
+constexpr int64_t kLargeHead = 1024;  // a top_k of so many is sorted outright
+constexpr int64_t kRadixFrom = 512;   // keys from which radix sort pays
 // Weights below e^-45 of the best are counted in one bin where nothing else bounds them.
 constexpr double kLeastLog = -45;
 // So near to 1, the draw is decided by the rounding of the running sum: it is run as it is defined.
@@ -127,7 +128,8 @@ void Row::radix_sort(int64_t n) {
     for (int64_t i = 0; i < n; ++i) ++starts[keys_[i] >> shift & (kSize - 1)];
     int64_t start = 0;
     for (int64_t& at : starts) start += std::exchange(at, start);
-    for (int64_t i = 0; i < n; ++i) other_keys_[starts[keys_[i] >> shift & (kSize - 1)]++] = keys_[i];
+    for (int64_t i = 0; i < n; ++i)
+      other_keys_[starts[keys_[i] >> shift & (kSize - 1)]++] = keys_[i];
     std::swap(keys_, other_keys_);
   }
 }
@@ -273,7 +275,8 @@ const char* token_logprobs(const Logits& logits, const int64_t* tokens, const Lo
     const int64_t vocab = logits.vocab;
     const float best = kernels.largest(x, vocab);
     double total = best;
-    if (std::isfinite(best)) total += std::log(kernels.sum_weights(x, vocab, {best, 1.0, 0.0, -HUGE_VALF}));
+    if (std::isfinite(best))
+      total += std::log(kernels.sum_weights(x, vocab, {best, 1.0, 0.0, -HUGE_VALF}));
     out.chosen[row] = float(double(x[tokens[row]]) - total);
     out.rank[row] = 1 + kernels.count_before(x, vocab, tokens[row]);
     if (out.num_top == 0) return;

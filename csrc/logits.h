@@ -14,7 +14,7 @@ struct Weighing {
   float best;        // largest logit of the row
   double inverse_t;  // 1 / temperature
   double least;
-  float from;        // logits below it weigh nothing, or do not matter: they may be passed over
+  float from;  // logits below it weigh nothing, or do not matter: they may be passed over
 };
 
 // Logits fall into bins by their distance from the best, times a scale; the last takes the rest.
@@ -36,7 +36,8 @@ struct LogitKernels {
   int64_t (*argmax)(const float* row, int64_t size);
   // Writes the largest of each lane of each group, num_maxima(size) of them; gives the largest.
   float (*maxima)(const float* row, int64_t size, float* to);
-  // Keys of all values over `threshold` and of the first `max_equal` that equal it; `maxima` as above.
+  // Keys of all values over `threshold` and of the first `max_equal` that equal it; `maxima` as
+  // above.
   int64_t (*collect)(const float* row, int64_t size, const float* maxima, float threshold,
                      int64_t max_equal, Key* to);
   // Keys of the values of one bin, in order of their place.
@@ -86,7 +87,7 @@ struct Cells {
   int64_t count;
 };
 struct PenaltyRows {
-  const int64_t* counts;  // [count of cells]
+  const int64_t* counts;                           // [count of cells]
   const float *repetition, *presence, *frequency;  // [rows]
 };
 

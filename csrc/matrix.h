@@ -1,11 +1,12 @@
 // Packed weights: how they lie in memory, for every format and instruction set alike.
 //
-// A matrix of N outputs and K inputs is cut into strips of 64 outputs. A strip holds, for one step of
-// inputs after the other, the 64 outputs' values side by side, so that a product with one row of
+// A matrix of N outputs and K inputs is cut into strips of 64 outputs. A strip holds, for one step
+// of inputs after the other, the 64 outputs' values side by side, so that a product with one row of
 // activations reads memory once, straight ahead:
 //
 //   bf16   [K / 2][4][16][2]        pairs of inputs, as VDPBF16PS and AMX want them
-//   fp8    [K / 4][4][4][2][4][2]   64 bytes: pairs 2i and 2i + 1 of 16 outputs, interleaved by eight
+//   fp8    [K / 4][4][4][2][4][2]   64 bytes: pairs 2i and 2i + 1 of 16 outputs, interleaved by
+//   eight
 //                                   bytes so that unpacking low and high halves puts them in order
 //   int8   [K / 4][4][16][4]        quads of inputs, as VPDPBUSD and AMX want them
 //   int4   [K / 64][8][4][16][4]    byte i holds quad i in its low half and quad i + 8 in its high
@@ -24,7 +25,7 @@
 namespace fathom {
 
 constexpr int kStrip = 64;
-constexpr int kStep = 64;      // inputs are padded to this
+constexpr int kStep = 64;  // inputs are padded to this
 constexpr int kFp8Block = 128;
 
 enum Format : int32_t { kBf16 = 0, kFp8 = 1, kInt8 = 2, kInt4 = 3, kNumFormats = 4 };
@@ -34,8 +35,8 @@ inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; 
 // Mirrored in ops/backends/cpu/library.py.
 struct Matrix {
   int32_t format;
-  int32_t group;      // int4: inputs that share a scale; else 0
-  int32_t is_gated;   // outputs are N / 2 of a gate, then N / 2 of an up-projection
+  int32_t group;     // int4: inputs that share a scale; else 0
+  int32_t is_gated;  // outputs are N / 2 of a gate, then N / 2 of an up-projection
   int32_t experts;
   int64_t n, k;
   const uint8_t* data;
@@ -62,8 +63,8 @@ struct Matrix {
 };
 
 // One row of activations as the kernels of a format want it, K padded with zeros:
-//   bf16, fp8: bfloat16. int8: int8, one scale. int4: int8, for each group of inputs a scale and the
-//   sum of its values.
+//   bf16, fp8: bfloat16. int8: int8, one scale. int4: int8, for each group of inputs a scale and
+//   the sum of its values.
 struct ActRow {
   const void* values;
   const float* scales;

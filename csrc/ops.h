@@ -14,14 +14,14 @@ namespace fathom {
 struct Rows {
   const uint16_t* x;
   int64_t stride, num_rows, width;
-  uint16_t* residual;      // x is added to it in place; null for none
+  uint16_t* residual;  // x is added to it in place; null for none
   int64_t residual_stride;
-  const uint16_t* norm;    // weight of an RMS norm, [width]; null for none
+  const uint16_t* norm;  // weight of an RMS norm, [width]; null for none
   float eps;
 
   RowInput at(int64_t row) const {
-    return {x + row * stride, residual == nullptr ? nullptr : residual + row * residual_stride, norm,
-            eps, width};
+    return {x + row * stride, residual == nullptr ? nullptr : residual + row * residual_stride,
+            norm, eps, width};
   }
 };
 
@@ -40,7 +40,15 @@ struct Output {
 };
 
 // Memory of an op that all threads share, kept between calls; one buffer for each purpose.
-enum Arena { kArenaActs, kArenaInner, kArenaInnerActs, kArenaSums, kArenaQueries, kArenaFound, kNumArenas };
+enum Arena {
+  kArenaActs,
+  kArenaInner,
+  kArenaInnerActs,
+  kArenaSums,
+  kArenaQueries,
+  kArenaFound,
+  kNumArenas
+};
 uint8_t* arena(Arena purpose, int64_t bytes);
 
 // A thread's buffers for tile calls.
@@ -68,8 +76,8 @@ struct Mlp {
   const Matrix* down;
 };
 struct Routing {
-  const int64_t* ids;      // [rows][per_row]
-  const float* weights;    // [rows][per_row]
+  const int64_t* ids;    // [rows][per_row]
+  const float* weights;  // [rows][per_row]
   int64_t per_row;
 };
 const char* experts(const Mlp& routed, const Routing& routing, const Mlp& shared, const Rows& in,

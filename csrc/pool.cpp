@@ -16,8 +16,8 @@
 namespace fathom {
 namespace {
 
-// A worker waits this long at full speed: the pause between two ops of a step. After that it sleeps,
-// for another process may need its core.
+// A worker waits this long at full speed: the pause between two ops of a step. After that it
+// sleeps, for another process may need its core.
 constexpr int kSpins = 4000;
 constexpr int kMaxThreads = 256;
 

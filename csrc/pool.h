@@ -32,7 +32,8 @@ int pool_size();
 // Nanoseconds that the threads of the pool spent in bodies, all together, since the start.
 int64_t busy_nanoseconds();
 
-// `bytes` of scratch of thread `thread`, 64-byte aligned, kept between calls. Null when memory ends.
+// `bytes` of scratch of thread `thread`, 64-byte aligned, kept between calls. Null when memory
+// ends.
 void* scratch(int thread, size_t bytes);
 
 }  // namespace fathom

@@ -72,8 +72,8 @@ void fathom_probe_read(const uint8_t* data, int64_t bytes) {
   });
 }
 
-// Multiplies and adds in registers alone, on every thread. Gives operations (two for a multiply-add)
-// of all threads; 0 where the instruction set in use has no such loop here, as AMX.
+// Multiplies and adds in registers alone, on every thread. Gives operations (two for a
+// multiply-add) of all threads; 0 where the instruction set in use has no such loop here, as AMX.
 int64_t fathom_probe_peak(int is_int8, int64_t rounds) {
   if (isa() == nullptr) return 0;
   const std::string_view name = isa()->name;

@@ -144,7 +144,8 @@ constexpr int kDotRows = 1, kDotOutputs = 4;
 template <int N, class T>
 inline void dot_outputs(const DotCall& call, int64_t output) {
   int64_t row = 0;
-  for (; row + kDotRows <= call.num_rows; row += kDotRows) dot_tile<kDotRows, N, T>(call, row, output);
+  for (; row + kDotRows <= call.num_rows; row += kDotRows)
+    dot_tile<kDotRows, N, T>(call, row, output);
   for (; kDotRows > 2 && row + 2 <= call.num_rows; row += 2) dot_tile<2, N, T>(call, row, output);
   for (; row < call.num_rows; ++row) dot_tile<1, N, T>(call, row, output);
 }
@@ -183,7 +184,7 @@ void sigmoid_row(float* values, int64_t n) {
   }
 }
 
-const RowKernels row_kernels{silu_mul_row,   rope_row,    dot_rows<uint16_t>,
+const RowKernels row_kernels{silu_mul_row,    rope_row,    dot_rows<uint16_t>,
                              dot_rows<float>, softmax_row, sigmoid_row};
 
 }  // namespace

@@ -37,8 +37,8 @@ struct Router {
   const void* weight;  // [experts][width]
   const float* bias;   // [experts]; null for none
   int64_t experts, width;
-  bool is_wide;        // float32 instead of bfloat16, x too
-  bool is_softmax;     // else sigmoid
+  bool is_wide;     // float32 instead of bfloat16, x too
+  bool is_softmax;  // else sigmoid
   GroupRank group_rank;
   int64_t groups, groups_per_token, per_token;
   bool is_normalized;

@@ -1,4 +1,4 @@
-"""Runs the benchmark of ops, briefly, and compares its figures with each other and with the table."""
+"""Runs the benchmark of ops, briefly; compares its figures with each other and with the table."""
 
 from __future__ import annotations
 

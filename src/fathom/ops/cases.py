@@ -231,9 +231,9 @@ def _moe_cases() -> Iterator[Case]:
             "edge_blocks": (TINY_MOE, 9, 200, 136),
             "v3": (V3_MOE, 4, 256, 128),
         }.items():
-            sizes = _grouped({"T": tokens, "D": width, "I": inner}, weights, "D", "I")
-            yield Case("experts", name, sizes, dtype, weights, moe=moe)
-            shared = {**sizes, "shared": sizes["I"]}
+            grouped = _grouped({"T": tokens, "D": width, "I": inner}, weights, "D", "I")
+            yield Case("experts", name, grouped, dtype, weights, moe=moe)
+            shared = {**grouped, "shared": grouped["I"]}
             yield Case("experts", f"{name}_shared", shared, dtype, weights, moe=moe)
     yield Case("experts", "one_token", {"T": 1, "D": 40, "I": 24}, moe=TINY_MOE)
     yield Case("experts", "tiny", {"T": 5, "D": 40, "I": 24}, moe=TINY_MOE, is_poisoned=True)
