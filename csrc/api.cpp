@@ -4,6 +4,7 @@
 
 #include "attend.h"
 #include "checks.h"
+#include "memory.h"
 #include "ops.h"
 #include "pack.h"
 
@@ -109,6 +110,7 @@ int fathom_start_threads(int threads, const int* cpus) { return start_pool(threa
 void fathom_pin_caller() { pin_caller(); }
 int fathom_num_threads() { return pool_size(); }
 int64_t fathom_busy_ns() { return busy_nanoseconds(); }
+void fathom_place_weights(void* at, int64_t bytes) { place_weights(at, size_t(bytes)); }
 int64_t fathom_matrix_bytes(const Matrix* m) { return m->experts * m->expert_bytes(); }
 
 const char* fathom_pack(const Matrix* matrix, int64_t expert, const Source* sources, int count) {

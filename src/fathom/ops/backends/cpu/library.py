@@ -16,7 +16,6 @@ import torch
 
 from fathom.errors import ConfigError, EngineError
 
-_MADV_HUGEPAGE = 14
 PATH = Path(__file__).with_name("libfathom.so")
 
 FORMATS = {"bfloat16": 0, "fp8_block": 1, "int8": 2, "int4": 3}
@@ -114,6 +113,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "fathom_num_threads": (c_int, ()),
     "fathom_pin_caller": (None, ()),
     "fathom_busy_ns": (_I, ()),
+    "fathom_place_weights": (None, (_P, _I)),
     "fathom_matrix_bytes": (_I, (_M,)),
     "fathom_pack": (c_char_p, (_M, _I, POINTER(Source), c_int)),
     "fathom_linear": (
@@ -180,12 +180,6 @@ def cache_of(cache: torch.Tensor, rank: int, rope: int) -> Cache:
     if not cache.is_contiguous():
         raise EngineError("cache", found=f"strides {cache.stride()}", wanted="one piece")
     return Cache(cache.data_ptr(), pages, page_size, 0 if is_wide else 1, rank, rope)
-
-
-def advise_huge_pages(address: int, size: int) -> None:
-    """Ask the system for large pages: fewer look-ups of addresses when weights stream by."""
-    libc = ctypes.CDLL(None)
-    libc.madvise(c_void_p(address), ctypes.c_size_t(size), c_int(_MADV_HUGEPAGE))
 
 
 def start_threads(threads: int, first_cpu: int = 0) -> None:
