@@ -16,7 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -64,18 +64,24 @@ ROLES = (
 )
 
 
-class Overruled(MutableMapping[str, Weight]):
-    """Parameters in float32, of which those named in `held` are to be held in the format there."""
+Change = Callable[[str, Weight], Weight]
 
-    def __init__(self, params: MutableMapping[str, Weight], held: Mapping[str, Format]) -> None:
-        self._params, self._held = params, held
+
+class Overruled(MutableMapping[str, Weight]):
+    """Parameters in float32, of which those named in `held` are to be held in the format there.
+    `change` sees each, by name, when it is taken."""
+
+    def __init__(
+        self, params: MutableMapping[str, Weight], held: Mapping[str, Format], change: Change
+    ) -> None:
+        self._params, self._held, self._change = params, held, change
 
     def held_format(self, name: str) -> Format:
         """What `ParamSource` asks for."""
         return self._held.get(name, BFLOAT16)
 
     def __getitem__(self, name: str) -> Weight:
-        return self._params[name]
+        return self._change(name, self._params[name])
 
     def __setitem__(self, name: str, value: Weight) -> None:
         self._params[name] = value
@@ -90,8 +96,11 @@ class Overruled(MutableMapping[str, Weight]):
         return len(self._params)
 
 
-def with_formats(plan: DeploymentPlan, formats: Mapping[str, Format]) -> RankModel:
-    """The model on the CPU kernels, with matrices in the format of their role, or in bfloat16."""
+def with_formats(
+    plan: DeploymentPlan, formats: Mapping[str, Format], change: Change = lambda _, value: value
+) -> RankModel:
+    """The model on the CPU kernels, with matrices in the format of their role, or in bfloat16.
+    `change` sees each parameter's role and value."""
     cpu = torch.device("cpu")
     rows = parameter_table(plan.model)
     params = load_parameters(
@@ -103,9 +112,11 @@ def with_formats(plan: DeploymentPlan, formats: Mapping[str, Format]) -> RankMod
         mtp=False,
     )
     ops = CpuBackend()
+    roles = {row.name: row.role for row in rows}
+    held = {name: formats[role] for name, role in roles.items() if role in formats}
     model = build_model(
         plan.model,
-        Overruled(params, {row.name: formats[row.role] for row in rows if row.role in formats}),
+        Overruled(params, held, lambda name, value: change(roles[name], value)),
         ops=ops,
         comm=SingleRank(),
         shard=Shard(),
@@ -124,9 +135,11 @@ class RoleMeter:
         start_threads(self._plan, self._plan.threads)
         self._rows = parameter_table(self._plan.model)
 
-    def measure(self, formats: Mapping[str, Format]) -> dict[str, Any]:
-        """The divergence of a choice."""
-        found = predict(self._plan, with_formats(self._plan, formats), self._documents)
+    def measure(
+        self, formats: Mapping[str, Format], change: Change = lambda _, value: value
+    ) -> dict[str, Any]:
+        """The divergence of a choice; see `with_formats`."""
+        found = predict(self._plan, with_formats(self._plan, formats, change), self._documents)
         return asdict(summarize(compare(self._reference, found)))
 
     def num_bytes(self, formats: Mapping[str, Format]) -> int:
@@ -191,8 +204,8 @@ def measure(num_tokens: int) -> dict[str, Any]:
     (_, cached) = evaluate(replace(config, kv_cache_dtype="fp8"), ["bf16"], material)
     meter = RoleMeter(config, bare)
     return {
-        "machine": {"cpu": _processor(), "isa": library.isa(), "python": platform.python_version()},
-        "commit": _commit(),
+        "machine": machine(),
+        "commit": commit(),
         "command": f"python -m bench.quality --num-tokens {num_tokens}",
         "formats": [asdict(row) for row in (*formats, replace(cached, format="kv_fp8"))],
         "checkpoints": [asdict(row) for row in by_group(config, bare)],
@@ -269,13 +282,19 @@ def _quality(row: Mapping[str, Any]) -> FormatQuality:
     return FormatQuality(**{**row, "divergence": Divergence(**row["divergence"]), "tasks": tasks})
 
 
+def machine() -> dict[str, str]:
+    """What this runs on."""
+    return {"cpu": _processor(), "isa": library.isa(), "python": platform.python_version()}
+
+
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit, with a mark where files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     return done.stdout.strip()
