@@ -5,7 +5,7 @@
 Formats and tasks are those of `fathom eval`. Groups of 64 and 32 are those of checkpoints that
 `fathom quantize` writes. By role, one kind of matrix is held in four bits (or eight) and all others
 in bfloat16: where a format loses, and what leaving that role out of it would cost in bytes.
-`python -m bench.quality --page` writes docs/quality.md from the results.
+`python -m bench.quality_page` writes docs/quality.md from the results.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from fathom.commands.eval import table
 from fathom.config import EngineConfig
 from fathom.engine.heldout import Question, documents, embedded_heldout, read_rows
 from fathom.engine.quality import Material, evaluate, plan_of
@@ -40,13 +39,12 @@ from fathom.spec.deepseek_params import parameter_table
 from fathom.spec.formats import BFLOAT16, INT8_CHANNEL, Format, int4_group
 from fathom.spec.parallel import Shard
 from fathom.spec.plan import DeploymentPlan
-from fathom.spec.quality import Divergence, FormatQuality, TaskScore, summarize
+from fathom.spec.quality import FormatQuality, summarize
 from fathom.weights.embedded import embedded_path
 from fathom.weights.open import load_parameters, open_checkpoint
 from fathom.weights.quantize import quantize_checkpoint
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
-PAGE = Path(__file__).parents[1] / "docs" / "quality.md"
 FORMATS = ("bf16", "fp8", "int8", "int4")
 # Matrices that the model joins are held in one format.
 ROLES = (
@@ -64,18 +62,24 @@ ROLES = (
 )
 
 
-class Overruled(MutableMapping[str, Weight]):
-    """Parameters in float32, of which those named in `held` are to be held in the format there."""
+Change = Callable[[str, Weight], Weight]
 
-    def __init__(self, params: MutableMapping[str, Weight], held: Mapping[str, Format]) -> None:
-        self._params, self._held = params, held
+
+class Overruled(MutableMapping[str, Weight]):
+    """Parameters in float32, of which those named in `held` are to be held in the format there.
+    `change` sees each, by name, when it is taken."""
+
+    def __init__(
+        self, params: MutableMapping[str, Weight], held: Mapping[str, Format], change: Change
+    ) -> None:
+        self._params, self._held, self._change = params, held, change
 
     def held_format(self, name: str) -> Format:
         """What `ParamSource` asks for."""
         return self._held.get(name, BFLOAT16)
 
     def __getitem__(self, name: str) -> Weight:
-        return self._params[name]
+        return self._change(name, self._params[name])
 
     def __setitem__(self, name: str, value: Weight) -> None:
         self._params[name] = value
@@ -90,8 +94,11 @@ class Overruled(MutableMapping[str, Weight]):
         return len(self._params)
 
 
-def with_formats(plan: DeploymentPlan, formats: Mapping[str, Format]) -> RankModel:
-    """The model on the CPU kernels, with matrices in the format of their role, or in bfloat16."""
+def with_formats(
+    plan: DeploymentPlan, formats: Mapping[str, Format], change: Change = lambda _, value: value
+) -> RankModel:
+    """The model on the CPU kernels, with matrices in the format of their role, or in bfloat16.
+    `change` sees each parameter's role and value."""
     cpu = torch.device("cpu")
     rows = parameter_table(plan.model)
     params = load_parameters(
@@ -103,9 +110,11 @@ def with_formats(plan: DeploymentPlan, formats: Mapping[str, Format]) -> RankMod
         mtp=False,
     )
     ops = CpuBackend()
+    roles = {row.name: row.role for row in rows}
+    held = {name: formats[role] for name, role in roles.items() if role in formats}
     model = build_model(
         plan.model,
-        Overruled(params, {row.name: formats[row.role] for row in rows if row.role in formats}),
+        Overruled(params, held, lambda name, value: change(roles[name], value)),
         ops=ops,
         comm=SingleRank(),
         shard=Shard(),
@@ -124,9 +133,11 @@ class RoleMeter:
         start_threads(self._plan, self._plan.threads)
         self._rows = parameter_table(self._plan.model)
 
-    def measure(self, formats: Mapping[str, Format]) -> dict[str, Any]:
-        """The divergence of a choice."""
-        found = predict(self._plan, with_formats(self._plan, formats), self._documents)
+    def measure(
+        self, formats: Mapping[str, Format], change: Change = lambda _, value: value
+    ) -> dict[str, Any]:
+        """The divergence of a choice; see `with_formats`."""
+        found = predict(self._plan, with_formats(self._plan, formats, change), self._documents)
         return asdict(summarize(compare(self._reference, found)))
 
     def num_bytes(self, formats: Mapping[str, Format]) -> int:
@@ -191,8 +202,8 @@ def measure(num_tokens: int) -> dict[str, Any]:
     (_, cached) = evaluate(replace(config, kv_cache_dtype="fp8"), ["bf16"], material)
     meter = RoleMeter(config, bare)
     return {
-        "machine": {"cpu": _processor(), "isa": library.isa(), "python": platform.python_version()},
-        "commit": _commit(),
+        "machine": machine(),
+        "commit": commit(),
         "command": f"python -m bench.quality --num-tokens {num_tokens}",
         "formats": [asdict(row) for row in (*formats, replace(cached, format="kv_fp8"))],
         "checkpoints": [asdict(row) for row in by_group(config, bare)],
@@ -201,72 +212,9 @@ def measure(num_tokens: int) -> dict[str, Any]:
     }
 
 
-def page(results: Mapping[str, Any]) -> str:
-    """docs/quality.md."""
-    count = results["formats"][0]["divergence"]["num_positions"]
-    machine = results["machine"]
-    return "\n".join(
-        [
-            "# Quality by number format",
-            "",
-            "Generated from `bench/results/quality.json` by `python -m bench.quality --page`; a",
-            f"test keeps it fresh. Measured by `{results['command']}`",
-            f"at commit {results['commit']} on {machine['cpu']} ({machine['isa']}).",
-            "",
-            f"The embedded model predicts {count} tokens of right answers to questions that its",
-            "training never saw (`src/fathom/weights/embedded/heldout.jsonl`). The reference is",
-            "the reference backend in float32 on the same weights, which are stored in FP8.",
-            "`fathom eval` repeats the first two tables, and measures other checkpoints and texts.",
-            "",
-            "## As loaded with `--quantization`",
-            "",
-            "`kv_fp8` is bf16 with `--kv-cache-dtype fp8`.",
-            "",
-            *table([_quality(row) for row in results["formats"]]),
-            "",
-            "## Checkpoints of `fathom quantize`",
-            "",
-            *table([_quality(row) for row in results["checkpoints"]]),
-            "",
-            "## By role",
-            "",
-            "One kind of matrix in int4 (groups of 128), or int8, all others in bfloat16.",
-            "",
-            "| role | bytes in int4 | mean KL | top-1 | bytes in int8 | mean KL | top-1 |",
-            "|---|---|---|---|---|---|---|",
-            *(_role_row(row) for row in results["roles"]),
-            "",
-            "All in int4 but some roles in int8: `spec/held.py` has the third row. The fourth",
-            "gains more, but `o` is most of attention's weights in DeepSeek-V3, which every token",
-            "reads.",
-            "",
-            "| int8 | bytes | mean KL | p99 KL | top-1 | perplexity |",
-            "|---|---|---|---|---|---|",
-            *(_rule_row(row) for row in results["rules"]),
-            "",
-        ]
-    )
-
-
-def _role_row(row: Mapping[str, Any]) -> str:
-    scores = " | ".join(
-        f"{row[name + '_bytes']:,} | {row[name]['mean_kl']:.2g} | {row[name]['top1']:.2%}"
-        for name in ("int4", "int8")
-    )
-    return f"| {', '.join(row['roles'])} | {scores} |"
-
-
-def _rule_row(row: Mapping[str, Any]) -> str:
-    found = row["int4"]
-    return (
-        f"| {', '.join(row['int8']) or 'none'} | {row['bytes']:,} | {found['mean_kl']:.2g} "
-        f"| {found['p99_kl']:.2g} | {found['top1']:.2%} | {found['perplexity']:.4f} |"
-    )
-
-
-def _quality(row: Mapping[str, Any]) -> FormatQuality:
-    tasks = tuple(TaskScore(**task) for task in row["tasks"])
-    return FormatQuality(**{**row, "divergence": Divergence(**row["divergence"]), "tasks": tasks})
+def machine() -> dict[str, str]:
+    """What this runs on."""
+    return {"cpu": _processor(), "isa": library.isa(), "python": platform.python_version()}
 
 
 def _processor() -> str:
@@ -275,14 +223,15 @@ def _processor() -> str:
     return next(names, platform.processor())
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit, with a mark where files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     return done.stdout.strip()
 
 
 def main() -> None:
-    """Measure, or write the page."""
+    """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-tokens", type=int, default=4096)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -290,9 +239,6 @@ def main() -> None:
         "--page", action="store_true", help="write docs/quality.md, measure nothing"
     )
     asked = parser.parse_args()
-    if asked.page:
-        PAGE.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
-        return
     results = measure(asked.num_tokens)
     asked.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

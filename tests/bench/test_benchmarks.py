@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import quality
+from bench.quality_page import page as page_of_quality
 from fathom.spec.quality import Divergence, excess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,8 +42,8 @@ def test_the_page_of_quality_is_made_of_its_results() -> None:
     page = ROOT / "docs" / "quality.md"
     results = json.loads((ROOT / "bench/results/quality.json").read_text(encoding="utf-8"))
     assert {"machine", "commit", "command"} <= results.keys()
-    assert page.read_text(encoding="utf-8") == quality.page(results), (
-        "run: python -m bench.quality --page"
+    assert page.read_text(encoding="utf-8") == page_of_quality(results), (
+        "run: python -m bench.quality_page"
     )
 
 
