@@ -1,6 +1,6 @@
 """How much of a decode step the kernels' threads idle: the host's share that nothing hides.
 
-    python bench/idle.py [--model DIR] [--quantization int8|int4] [--batch 32] [--output FILE]
+    python -m bench.idle [--model DIR] [--quantization int8|int4] [--batch 32] [--output FILE]
 
 Each thread counts the time that it spends in work (`fathom_busy_ns`); what is missing to the wall
 time of decoding is waiting: for the host between two ops or two steps, or for the other threads. A

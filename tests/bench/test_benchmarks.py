@@ -37,6 +37,20 @@ def test_benchmarks_run_and_say_of_what(command: tuple[str, ...], tmp_path: Path
     assert {"machine", "commit"} <= results.keys() | results["machine"].keys()
 
 
+def test_idle_time_of_the_kernels_threads(tmp_path: Path) -> None:
+    output = tmp_path / "idle.json"
+    sizes = ("--batch", "4", "--context", "8", "--steps", "6", "--repeats", "2")
+    subprocess.run(
+        [sys.executable, "-m", "bench.idle", *sizes, "--output", str(output)],
+        check=True,
+        timeout=200,
+        cwd=ROOT,
+    )
+    results = json.loads(output.read_text(encoding="utf-8"))
+    assert len(results["samples"]) == 2
+    assert all(sample["step_s"] > 0 and sample["idle"] < 1 for sample in results["samples"])
+
+
 def test_the_page_of_quality_is_made_of_its_results() -> None:
     """The tables of docs/quality.md against the figures that a measurement wrote."""
     page = ROOT / "docs" / "quality.md"
