@@ -296,7 +296,7 @@ bool multiply_heads(const HeadProduct& product, int64_t tokens, Arena memory_of)
       rows[i] = isa_.prepare({x, nullptr, nullptr, 0.0f, matrix.k}, matrix, memory + i * bytes);
     });
   const int64_t strips = matrix.strips(), chunks = (tokens + kHeadRows - 1) / kHeadRows;
-  parallel(heads * strips * chunks, [&](int64_t item, int thread) {
+  parallel_runs(heads * strips * chunks, [&](int64_t item, int thread) {
     const int64_t head = item / (strips * chunks), strip = item / chunks % strips;
     const int64_t first = item % chunks * kHeadRows;
     const int64_t end = std::min(first + kHeadRows, tokens);

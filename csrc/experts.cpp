@@ -170,7 +170,7 @@ const char* experts(const Mlp& routed, const Routing& routing, const Mlp& shared
   float* sums = reinterpret_cast<float*>(arena(kArenaSums, strips * in.num_rows * kStrip * 4));
   if (inner == nullptr || sums == nullptr) return "no memory for inner activations";
   const FirstPass pass(work);
-  parallel(pass.items, [&](int64_t item, int thread) {
+  parallel_runs(pass.items, [&](int64_t item, int thread) {
     const size_t index = pass.group_of(item);
     gate_up_strip(work.groups[index], item - pass.starts[index], work, inner, stride, thread);
   });

@@ -37,7 +37,7 @@ const char* linear(const Matrix& matrix, const Rows& in, const Output& out) {
   prepare_rows(matrix, in, rows, memory);
   const Isa& isa_ = *isa();
   const int64_t chunks = (in.num_rows + kItemRows - 1) / kItemRows;
-  parallel(matrix.strips() * chunks, [&](int64_t item, int thread) {
+  parallel_runs(matrix.strips() * chunks, [&](int64_t item, int thread) {
     const int64_t strip = item / chunks, first = item % chunks * kItemRows;
     const int64_t end = std::min(first + kItemRows, in.num_rows);
     TileBuffers buffers(thread);

@@ -18,7 +18,7 @@ namespace {
 
 // A worker waits this long at full speed: the pause between two ops of a step. After that it
 // sleeps, for another process may need its core.
-constexpr int kSpins = 4000;
+constexpr int kSpins = 40000;
 constexpr int kMaxThreads = 256;
 
 struct alignas(64) Scratch {

@@ -1,6 +1,7 @@
 // The one thread pool of the kernels: pinned workers that spin briefly, then sleep.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -10,6 +11,9 @@ namespace fathom {
 // returns when all are done. Threads take items from one counter, so a thread that the system takes
 // away holds up one item only. Not to be called from two threads at once, nor from a body.
 void run_items(int64_t items, void (*body)(void* context, int64_t item, int thread), void* context);
+
+// Threads of the pool, the one that calls the ops among them.
+int pool_size();
 
 // As above, for a callable.
 template <class Body>
@@ -22,12 +26,23 @@ void parallel(int64_t items, Body&& body) {
       &body);
 }
 
+// As above, but threads take `items` by runs that follow each other: neighbours in memory are then
+// read in one go. There are at least a dozen runs for each thread, so that all end at about the
+// same time.
+template <class Body>
+void parallel_runs(int64_t items, Body&& body) {
+  const int64_t size = std::max<int64_t>(1, items / (12 * pool_size()));
+  parallel((items + size - 1) / size, [&](int64_t run, int thread) {
+    const int64_t end = std::min(items, (run + 1) * size);
+    for (int64_t item = run * size; item < end; ++item) body(item, thread);
+  });
+}
+
 // Starts the pool, or changes its size; the thread that calls the ops counts as one of `threads`.
 // Workers are pinned to cpus[1 ..], and pin_caller puts the thread that calls it on cpus[0]. Gives
 // false where a thread could not be started.
 bool start_pool(int threads, const int* cpus);
 void pin_caller();
-int pool_size();
 
 // Nanoseconds that the threads of the pool spent in bodies, all together, since the start.
 int64_t busy_nanoseconds();

@@ -53,6 +53,14 @@ inline void store_sums(float* to, const __m512 (&sums)[M][4]) {
     for (int j = 0; j < 4; ++j) _mm512_store_ps(to + m * kStrip + 16 * j, sums[m][j]);
 }
 
+// Asks for the four lines of a step that comes soon. Few rows are done with a step faster than
+// memory gives the next one, and the processor's own look-ahead ends at every page.
+inline void fetch_ahead(const uint8_t* data) {
+  constexpr int kDistance = 4096;
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) _mm_prefetch(data + kDistance + 64 * j, _MM_HINT_T0);
+}
+
 // One block of inputs of one group of rows. `data`: the block's weights.
 struct Block {
   const uint8_t* data;
@@ -66,10 +74,7 @@ void block_bf16(const ActRow* rows, const Block& block, float* out) {
   load_sums<M>(sums, out, block.is_first);
   const uint8_t* data = block.data;
   for (int64_t k = 0; k < block.size; k += 2, data += 256) {
-    if (M == 1)
-      _mm_prefetch(data + 4096, _MM_HINT_T0), _mm_prefetch(data + 4096 + 64, _MM_HINT_T0),
-          _mm_prefetch(data + 4096 + 128, _MM_HINT_T0),
-          _mm_prefetch(data + 4096 + 192, _MM_HINT_T0);
+    if (M < kRows) fetch_ahead(data);
     __m512i b[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) b[j] = _mm512_load_si512(data + 64 * j);
@@ -107,6 +112,7 @@ void block_fp8(const ActRow* rows, const Block& block, float scale, bool is_wide
   } else {
     const Widen8 widen;
     for (int64_t k = 0; k < block.size; k += 4, data += 256) {
+      if (M < kRows) fetch_ahead(data);
       __m512i b[2][4];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) widen(_mm512_load_si512(data + 64 * j), b[0][j], b[1][j]);
@@ -128,6 +134,7 @@ void block_int8(const ActRow* rows, const Block& block, float* out) {
           block.is_first ? _mm512_setzero_si512() : _mm512_load_si512(out + m * kStrip + 16 * j);
   const uint8_t* data = block.data;
   for (int64_t k = 0; k < block.size; k += 4, data += 256) {
+    if (M < kRows) fetch_ahead(data);
     __m512i b[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) b[j] = _mm512_load_si512(data + 64 * j);
@@ -177,6 +184,25 @@ inline void sum_nibbles(__m512i (&sums)[M][4], const ActRow* rows, const uint8_t
   }
 }
 
+// Both halves at once, 64 inputs: for few rows, whose sums leave registers for it. Memory is then
+// read in one stream without a pause.
+template <int M>
+inline void sum_both_nibbles(__m512i (&sums)[M][4], const ActRow* rows, const uint8_t* data,
+                             int64_t element) {
+  const __m512i mask = _mm512_set1_epi8(0x0f);
+  for (int i = 0; i < 8; ++i, data += 256) {
+    __m512i low[4], high[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const __m512i both = _mm512_load_si512(data + 64 * j);
+      low[j] = _mm512_and_si512(both, mask);
+      high[j] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+    }
+    add_quads<M>(sums, rows, element + 4 * i, low);
+    add_quads<M>(sums, rows, element + 4 * i + kStep / 2, high);
+  }
+}
+
 // Sums of nibbles times int8, [M][64] int32. Nothing else is done here, so that the sums stay in
 // registers: see add_group.
 template <int M, bool kIsWide>
@@ -194,6 +220,9 @@ void sum_group(const ActRow* rows, const Group& group, int32_t* to) {
       for (int j = 0; j < 4; ++j) b[j] = _mm512_load_si512(data + 64 * j);
       add_quads<M>(sums, rows, group.first + k, b);
     }
+  } else if (M <= 3 && group.size >= kStep) {
+    for (int64_t k = 0; k < group.size; k += kStep)
+      sum_both_nibbles<M>(sums, rows, group.data + k / kStep * 2048, group.first + k);
   } else {
     // Thirty-two inputs each time: low halves, then high ones; a group of 32 has one of them.
     for (int64_t k = 0; k < group.size; k += kStep / 2) {

@@ -13,7 +13,7 @@ import torch
 from fathom.errors import ConfigError
 from fathom.models.layers import Context, DecoderLayer, RotaryAngles, StepState, VocabularyRows
 from fathom.models.params import Params, ParamSource
-from fathom.ops.api import Backend
+from fathom.ops.api import Angles, Backend
 from fathom.ops.batch import PagedBatch
 from fathom.ops.comm import Communicator
 from fathom.spec.model import ModelSpec
@@ -62,7 +62,11 @@ class DeepseekV3:
     def step_state(self, batch: PagedBatch) -> StepState:
         """What the layers need to know of a step."""
         plan = self.context.ops.mla_plan(batch, self.spec.mla)
-        return StepState(batch, self._angles.at(batch.positions), plan)
+        return StepState(batch, self.angles(batch.positions), plan)
+
+    def angles(self, positions: torch.Tensor) -> Angles:
+        """The rotary angles of positions [T] int64."""
+        return self._angles.at(positions)
 
     @torch.no_grad()
     def forward(
@@ -75,7 +79,10 @@ class DeepseekV3:
         """
         if token_ids.numel() == 0:
             return kv_cache.new_empty((0, self.spec.hidden_size), dtype=self.dtype)
-        step = self.step_state(batch)
+        return self.run(token_ids, self.step_state(batch), kv_cache)
+
+    def run(self, token_ids: torch.Tensor, step: StepState, kv_cache: torch.Tensor) -> torch.Tensor:
+        """`forward` of at least one token, with a step's state: ops alone, no other arithmetic."""
         residual = self.vocabulary.embed(token_ids)
         update = None
         for layer, cache in zip(self._layers, kv_cache, strict=False):

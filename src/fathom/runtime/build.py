@@ -13,12 +13,14 @@ from fathom.errors import ConfigError
 from fathom.models.registry import LanguageModel, build_model
 from fathom.ops.api import Backend
 from fathom.ops.backends.cpu import library
+from fathom.ops.backends.cpu.backend import CpuBackend
 from fathom.ops.comm import Communicator, SingleRank
 from fathom.ops.select import needs_of, select_backends
 from fathom.runtime.executors.distributed import DistributedExecutor
 from fathom.runtime.executors.local import LocalExecutor
 from fathom.runtime.kv import allocate_cache
-from fathom.runtime.worker import Worker, WorkerParts
+from fathom.runtime.replay import ReplayedModel
+from fathom.runtime.worker import Model, Worker, WorkerParts
 from fathom.spec.parallel import Shard
 from fathom.spec.plan import DeploymentPlan
 from fathom.weights.open import load_parameters, open_checkpoint, torch_dtype
@@ -111,7 +113,7 @@ def make_worker(plan: DeploymentPlan, rank: RankModel, comm: Communicator) -> Wo
     """What runs the steps of a rank."""
     return Worker(
         WorkerParts(
-            model=rank.model.main,
+            model=_replayed(rank, comm),
             draft_model=rank.model.mtp[0] if plan.num_drafts else None,
             ops=rank.ops,
             comm=comm,
@@ -120,6 +122,14 @@ def make_worker(plan: DeploymentPlan, rank: RankModel, comm: Communicator) -> Wo
             max_position=plan.model.max_position,
         )
     )
+
+
+def _replayed(rank: RankModel, comm: Communicator) -> Model:
+    """The model, its small steps replayed where one rank computes all by the CPU kernels: calls
+    between ranks cannot be recorded."""
+    if comm.world_size > 1 or not isinstance(rank.ops, CpuBackend):
+        return rank.model.main
+    return ReplayedModel(rank.model.main, rank.ops)
 
 
 def _choose_ops(plan: DeploymentPlan) -> Backend:

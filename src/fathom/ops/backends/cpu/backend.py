@@ -7,8 +7,10 @@ on how its sequence was cut into steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,6 +20,7 @@ from fathom.ops.backends.cpu import library
 from fathom.ops.backends.cpu.library import check
 from fathom.ops.backends.cpu.logits import CpuLogits
 from fathom.ops.backends.cpu.matrices import PackedMatrix, pack
+from fathom.ops.backends.cpu.recording import Recording
 from fathom.ops.backends.cpu.rows import CpuRows
 from fathom.ops.batch import PagedBatch
 from fathom.ops.quant.qtensor import QTensor
@@ -50,7 +53,26 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
 
     def __init__(self) -> None:
         super().__init__()
-        self._library = library.load()
+        self._library: Any = library.load()
+        self._recording: Recording | None = None
+
+    @contextmanager
+    def record(self) -> Iterator[Recording]:
+        """Note down, besides running them, the kernel calls of what is done meanwhile by this
+        thread, for replay on the same memory. Nothing but this backend's ops may write tensors."""
+        kernels = self._library
+        self._recording = Recording(kernels)
+        self._library = self._recording
+        try:
+            yield self._recording
+        finally:
+            self._library, self._recording = kernels, None
+
+    def _new(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        out = torch.empty(shape, dtype=dtype)
+        if self._recording is not None:
+            self._recording.keep(out)
+        return out
 
     def hold(
         self,
@@ -102,7 +124,7 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
         assert isinstance(weight, PackedMatrix)
         stride, rows, width = _rows(x, "x")
         columns = weight.num_rows
-        out = x.new_empty(rows, columns, dtype=torch.float32 if is_wide else torch.bfloat16)
+        out = self._new(rows, columns, dtype=torch.float32 if is_wide else torch.bfloat16)
         added, added_stride = 0, 0
         if residual is not None:
             added_stride = _rows_like(residual, rows, width, "residual")
@@ -137,7 +159,7 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
     ) -> torch.Tensor:
         """See `Backend.rms_norm`."""
         stride, rows, width = _rows(x, "x")
-        out = x.new_empty(rows, width)
+        out = self._new(rows, width)
         added, added_stride = 0, 0
         if residual is not None:
             added_stride = _rows_like(residual, rows, width, "residual")
@@ -184,7 +206,7 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
         shared: tuple[Held, Held] | None,
     ) -> torch.Tensor:
         stride, rows, width = _rows(x, "x")
-        out = x.new_empty(rows, width)
+        out = self._new(rows, width)
         per_row, ids_at, weights_at = 0, 0, 0
         if ids is not None and weights is not None:
             _expect(ids, torch.int64, "expert_ids")
@@ -225,6 +247,7 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
         if _rows_like(key_rope, rows, rope, "key_rope") != stride and rows > 1:
             latent, key_rope = latent.contiguous(), key_rope.contiguous()
             joined = torch.cat((latent, key_rope), dim=1)
+            assert self._recording is None, "a copy that no recording would repeat"
             latent, key_rope, stride = joined[:, :rank], joined[:, rank:], rank + rope
         _expect(slots, torch.int64, "slots")
         check(
@@ -274,7 +297,7 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
             raise EngineError("query", found=f"{query.dtype} with strides {query.stride()}")
         if (tokens, width, heads) != (plan.batch.tokens, mla.qk_dim, kv_b.absorb.matrix.experts):
             raise EngineError("query", found=f"shape {tuple(query.shape)}")
-        out = query.new_empty(tokens, heads, mla.v_dim)
+        out = self._new(tokens, heads, mla.v_dim)
         check(
             self._library.fathom_mla_attend(
                 query.data_ptr(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctypes import byref
+from typing import Any
 
 import torch
 
@@ -19,13 +20,19 @@ class CpuRows:
     """`embed`, `rope`, `silu_mul` and `route` of `Backend`; activations are bfloat16, for `embed`
     and `route` float32 too. A wrong dtype, shape or layout raises EngineError."""
 
+    _library: Any
+
+    def _new(self, *shape: int, dtype: torch.dtype = _BF16) -> torch.Tensor:
+        """A tensor for a result."""
+        raise NotImplementedError
+
     def embed(
         self, token_ids: torch.Tensor, weight: torch.Tensor, *, first_id: int = 0
     ) -> torch.Tensor:
         """See `Backend.embed`."""
         rows, (num_ids, width) = token_ids.shape[0], weight.shape
-        out = torch.empty((rows, width), dtype=weight.dtype)
-        failed = library.load().fathom_embed(
+        out = self._new(rows, width, dtype=weight.dtype)
+        failed = self._library.fathom_embed(
             pointer(token_ids, _INT, (rows,), "token_ids"),
             rows,
             pointer(weight, weight.dtype, (num_ids, width), "embedding"),
@@ -49,8 +56,8 @@ class CpuRows:
             )
         tokens, half = x.shape[0], x.shape[-1] // 2
         heads, head_stride = (x.shape[1], x.stride(1)) if x.dim() == 3 else (1, 0)
-        out = torch.empty(x.shape, dtype=_BF16)
-        failed = library.load().fathom_rope(
+        out = self._new(*x.shape, dtype=_BF16)
+        failed = self._library.fathom_rope(
             x.data_ptr(),
             x.stride(0),
             head_stride,
@@ -69,8 +76,8 @@ class CpuRows:
         """See `Backend.silu_mul`."""
         rows = x if x.dim() == 2 else x.view(-1, x.shape[-1])
         stride, width = rows_of(rows, _BF16, "x of silu_mul"), x.shape[-1] // 2
-        out = torch.empty((*x.shape[:-1], width), dtype=_BF16)
-        failed = library.load().fathom_silu_mul(
+        out = self._new(*x.shape[:-1], width, dtype=_BF16)
+        failed = self._library.fathom_silu_mul(
             rows.data_ptr(), stride, rows.shape[0], width, out.data_ptr()
         )
         library.check(failed)
@@ -98,9 +105,9 @@ class CpuRows:
             scale=moe.routed_scale,
         )
         stride = rows_of(x, dtype, "x of route")
-        ids = torch.empty((tokens, slots), dtype=_INT)
-        weights = torch.empty((tokens, slots), dtype=_FLOAT)
-        failed = library.load().fathom_route(
+        ids = self._new(tokens, slots, dtype=_INT)
+        weights = self._new(tokens, slots, dtype=_FLOAT)
+        failed = self._library.fathom_route(
             x.data_ptr(), stride, tokens, byref(router), ids.data_ptr(), weights.data_ptr()
         )
         library.check(failed)
