@@ -1,8 +1,8 @@
 """Small decode steps repeated from recordings of their kernel calls, as CUDA graphs are on GPUs.
 
 A step that computes one token for each of a few sequences differs from the last one of its size in
-nothing but numbers: token ids, places in the cache, lengths, angles. They are put into the tensors of
-the recording, and its calls run again. The same kernels on the same numbers: no bit changes.
+nothing but numbers: token ids, places in the cache, lengths, angles. They are put into the tensors
+of the recording, and its calls run again. The same kernels on the same numbers: no bit changes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ReplayedModel:
 
 
 class _RecordedStep:
-    """One recording, and the tensors that its calls read: `size` sequences of up to `width` pages."""
+    """One recording and the tensors that its calls read: `size` sequences, `width` pages each."""
 
     def __init__(self, model: DeepseekV3, size: int, width: int, page_size: int) -> None:
         self._model = model

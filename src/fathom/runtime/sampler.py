@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -58,9 +60,8 @@ def sample_tokens(ops: Backend, logits: torch.Tensor, rows: Sequence[SampleRow])
     edits = _edits(rows, logits.shape[1], logits.device)
     if edits is not None:
         ops.mask_logits(logits, edits)
-    best = logits.amax(dim=-1)
-    if not bool(torch.isfinite(best).all()):
-        found = best[torch.isfinite(best).logical_not()].tolist()
+    found = [best for best in logits.amax(dim=-1).tolist() if not isfinite(best)]
+    if found:
         raise EngineError(
             "logits without a token to choose",
             found=f"largest logits {found}",
@@ -96,6 +97,8 @@ def raw_logprobs(
 
 def _sampling_rows(rows: Sequence[SampleRow], device: torch.device) -> SamplingRows:
     drawn = [i for i, row in enumerate(rows) if row.sampling.temperature >= _GREEDY_BELOW]
+    if not drawn:
+        return _nothing_drawn(device)
     params = [rows[i].sampling for i in drawn]
     points = uniforms([rows[i].seed for i in drawn], [rows[i].position for i in drawn])
     return SamplingRows(
@@ -106,6 +109,13 @@ def _sampling_rows(rows: Sequence[SampleRow], device: torch.device) -> SamplingR
         min_p=_float_column([p.min_p for p in params], device),
         uniform=torch.from_numpy(points).to(device),
     )
+
+
+@cache
+def _nothing_drawn(device: torch.device) -> SamplingRows:
+    """For steps whose rows are all greedy: six small tensors less to make."""
+    ints, floats = _int_column([], device), _float_column([], device)
+    return SamplingRows(ints, floats, ints, floats, floats, floats.double())
 
 
 def _edits(rows: Sequence[SampleRow], vocab_size: int, device: torch.device) -> LogitEdits | None:
