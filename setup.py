@@ -17,7 +17,7 @@ _COMMON = ["-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidd
 _COMMON += ["-Wall", "-Wextra", "-Wno-psabi"]
 # GCC 12 warns of the deliberately undefined operands in its own intrinsics' headers.
 _QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+_AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 _AVX512 = [
     *_AVX2,
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vbmi"),

@@ -409,7 +409,7 @@ void scores(const KeyBlock& keys, const uint16_t* queries, int width, int blocks
 
 bool is_supported() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+         __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
 }
 
 }  // namespace

@@ -57,13 +57,11 @@ def local_executor(plan: DeploymentPlan, worker: Worker) -> LocalExecutor:
 
 
 def start_threads(plan: DeploymentPlan, threads: int, first_cpu: int = 0) -> None:
-    """Give this process its CPU threads: the kernels' or torch's, never both, which would take
-    each other's cores. The kernels' are pinned, from `first_cpu` on of those that are ours."""
-    if plan.ops_backend != "cpu":
-        torch.set_num_threads(threads)
-        return
-    torch.set_num_threads(1)
-    library.start_threads(threads, first_cpu)
+    """Give this process its CPU threads: torch's, which the kernels' replace once the weights are
+    there. The kernels' are pinned, from `first_cpu` on of those that are ours."""
+    torch.set_num_threads(threads)
+    if plan.ops_backend == "cpu":
+        library.start_threads(threads, first_cpu)
 
 
 def capacity_of(plan: DeploymentPlan) -> Capacity:
@@ -106,6 +104,9 @@ def load_rank(
         mtp=plan.num_drafts > 0,
     )
     model = build_model(plan.model, params, ops=ops, comm=comm, shard=shard, dtype=dtype)
+    if plan.ops_backend == "cpu":
+        # From now on torch's threads would only take cores from the kernels'.
+        torch.set_num_threads(1)
     return RankModel(model=model, ops=ops, kv_cache=allocate_cache(plan, device))
 
 
