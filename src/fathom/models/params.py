@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -95,8 +96,14 @@ class ParamSource:
         format = self._format(names[0])
 
         def parts() -> Iterator[Sequence[Weight]]:
-            for group in names:
-                yield self._lent(group, shapes)
+            # The next expert is read, and unpacked where its file packs it, while the backend
+            # works on this one.
+            with ThreadPoolExecutor(1, thread_name_prefix="weights") as reader:
+                coming = reader.submit(self._lent, names[0], shapes)
+                for group in names[1:]:
+                    here, coming = coming.result(), reader.submit(self._lent, group, shapes)
+                    yield here
+                yield coming.result()
 
         return self._ops.hold_experts(
             parts(), len(names), dtype=self.dtype, format=format, is_gated=is_gated
