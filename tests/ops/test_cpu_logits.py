@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from fathom.errors import EngineError
 from fathom.ops.backends.cpu import library
-from fathom.ops.backends.cpu.logits import CpuLogits
-from fathom.ops.backends.cpu.rows import CpuRows
+from fathom.ops.backends.cpu.backend import CpuBackend
 from fathom.ops.cases import V3_MOE, Case, all_cases
 from fathom.ops.reference import ReferenceBackend
 from fathom.ops.sampling import SamplingRows
@@ -32,13 +31,7 @@ ISAS = [
 pytestmark = pytest.mark.skipif(not ISAS, reason="no CPU kernels on this machine")
 
 
-class Assembled(CpuLogits, CpuRows, ReferenceBackend):
-    """The kernels under test over the reference."""
-
-    name = "assembled"
-
-
-OPS, REFERENCE = Assembled(), ReferenceBackend()
+OPS, REFERENCE = CpuBackend(), ReferenceBackend()
 
 
 def start_threads(count: int) -> None:
