@@ -1,7 +1,7 @@
 """The C interface of `csrc/`: loading the library, its structures, its errors.
 
-ctypes and plain C: one build serves every Python, and a call costs about two microseconds, of which
-a decode step makes a few dozen. Functions that run kernels release the interpreter.
+ctypes and plain C: one build serves every Python (decision 5). Functions that run kernels release
+the interpreter.
 """
 
 from __future__ import annotations

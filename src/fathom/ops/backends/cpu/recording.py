@@ -1,7 +1,7 @@
 """Kernel calls noted down once and repeated on the same memory: what a decode step costs the host.
 
-Building a step out of tensors, views and checks takes Python some 25 microseconds an op, as long as
-a small kernel runs. A recording repeats the calls alone.
+Building a step out of tensors, views and checks can take Python as long as small kernels run. A
+recording repeats the calls alone.
 """
 
 from __future__ import annotations
