@@ -1,4 +1,4 @@
-"""Checks of tensors before a kernel gets their memory: about a tenth of a microsecond each."""
+"""Checks of tensors before a kernel gets their memory."""
 
 from __future__ import annotations
 
