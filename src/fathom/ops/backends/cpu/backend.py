@@ -69,7 +69,7 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
             self._library, self._recording = kernels, None
 
     def _new(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        out = torch.empty(shape, dtype=dtype)
+        out = super()._new(*shape, dtype=dtype)
         if self._recording is not None:
             self._recording.keep(out)
         return out

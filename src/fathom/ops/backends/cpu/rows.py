@@ -23,8 +23,8 @@ class CpuRows:
     _library: Any
 
     def _new(self, *shape: int, dtype: torch.dtype = _BF16) -> torch.Tensor:
-        """A tensor for a result."""
-        raise NotImplementedError
+        """A tensor for a result; a backend that records keeps it."""
+        return torch.empty(shape, dtype=dtype)
 
     def embed(
         self, token_ids: torch.Tensor, weight: torch.Tensor, *, first_id: int = 0
