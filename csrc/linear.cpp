@@ -12,7 +12,7 @@ constexpr int64_t kItemRows = 480;
 
 }  // namespace
 
-bool prepare_rows(const Matrix& matrix, const Rows& in, std::vector<ActRow>& rows,
+void prepare_rows(const Matrix& matrix, const Rows& in, std::vector<ActRow>& rows,
                   uint8_t* memory) {
   const bool is_direct = (matrix.format == kBf16 || matrix.format == kFp8) && in.norm == nullptr &&
                          in.residual == nullptr && matrix.k == matrix.k_padded();
@@ -20,14 +20,13 @@ bool prepare_rows(const Matrix& matrix, const Rows& in, std::vector<ActRow>& row
   if (is_direct) {
     for (int64_t row = 0; row < in.num_rows; ++row)
       rows[row] = {in.x + row * in.stride, nullptr, nullptr};
-    return true;
+    return;
   }
   const Isa& isa_ = *isa();
   const int64_t bytes = act_bytes(matrix);
   parallel(in.num_rows, [&](int64_t row, int) {
     rows[row] = isa_.prepare(in.at(row), matrix, memory + row * bytes);
   });
-  return true;
 }
 
 const char* linear(const Matrix& matrix, const Rows& in, const Output& out) {

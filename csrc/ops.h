@@ -65,7 +65,8 @@ struct TileBuffers {
   }
 };
 
-bool prepare_rows(const Matrix& matrix, const Rows& in, std::vector<ActRow>& rows, uint8_t* memory);
+// Rows as the products of a matrix want them: as they lie, where that will do, else in `memory`.
+void prepare_rows(const Matrix& matrix, const Rows& in, std::vector<ActRow>& rows, uint8_t* memory);
 
 const char* linear(const Matrix& matrix, const Rows& in, const Output& out);
 
