@@ -121,7 +121,6 @@ print(largest["RssAnon"], largest["RssFile"])
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("quantization", [None, FP8])
 def test_memory_stays_far_below_the_file(quantization: object, tmp_path: Path) -> None:
     """More than 1 GB of weights, zeros without blocks on disk, every page of them read."""

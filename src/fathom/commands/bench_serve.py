@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,8 +136,7 @@ async def _measure(
 ) -> _Measured:
     """Wait for the server, warm it up, measure. The first Ctrl-C ends whichever of them runs."""
     clock, stop = WallClock(), asyncio.Event()
-    with suppress(NotImplementedError):
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
     try:
         await _prepare(asked, workload, tokens, sender, stop)
         before = draft_counters(metrics)
