@@ -8,7 +8,7 @@ import pytest
 
 from fathom.commands.hardware import read_catalogue
 from fathom.errors import ConfigError
-from fathom.spec.catalogue import builtin_catalogue, find_gpu
+from fathom.spec.catalogue import builtin_catalogue, find_gpu, parse_cluster
 
 _CHANGE = '[[gpu]]\nid = "h20-sxm-96"\nbandwidth_gb_s = {}\n'
 
@@ -47,3 +47,11 @@ def test_what_is_wrong_in_it_is_named_with_the_file(tmp_path: Path) -> None:
     path.write_text(_CHANGE.format("'fast'"))
     with pytest.raises(ConfigError, match=r"mine\.toml: gpu 1 \(h20-sxm-96\): bandwidth_gb_s"):
         read_catalogue(str(path))
+
+
+def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "hardware.md").read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(page.partition("```toml\n")[2].partition("```")[0])
+    cluster = parse_cluster("8xmy-gpu-64", 2, catalogue=read_catalogue(str(path)))
+    assert (cluster.gpu.memory_bytes, cluster.network_bytes_s) == (64 << 30, 22.5e9)

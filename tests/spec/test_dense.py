@@ -15,7 +15,6 @@ from fathom.spec.deepseek import parse_config
 from fathom.spec.dense import DenseSpec
 from fathom.spec.families import (
     check_tensor_parallel,
-    kv_values,
     parameters,
     parse_model,
     tensor_parallel_sizes,
@@ -93,7 +92,9 @@ def test_ranks_hold_whole_key_heads_and_every_one(tp: int) -> None:
     key = next(row for row in parameters(spec) if row.role == "gqa_k")
     held: Counter[int] = Counter()
     for rank in range(tp):
-        rows = owned_slice(key.shard, key.shape, Shard(Layout(tp=tp), rank), key.max_parts)[0]
+        rows = owned_slice(
+            key.shard, key.shape, Shard(Layout(tp=tp), rank), max_parts=key.max_parts
+        )[0]
         assert rows.start % spec.gqa.head_dim == rows.stop % spec.gqa.head_dim == 0
         assert rows.stop - rows.start == key.local_shape(Shard(Layout(tp=tp), rank))[0]
         held.update(range(rows.start, rows.stop, spec.gqa.head_dim))
@@ -110,10 +111,11 @@ def test_layouts_that_cannot_be_say_those_that_can() -> None:
     assert 128 in tensor_parallel_sizes(find_model("R1").spec, 128)
 
 
-def test_kv_values() -> None:
+def test_cached_values() -> None:
     """Llama-3-70B keeps 8 key heads of 128 and as many values: 2,048 values a token and layer."""
-    assert kv_values(find_model("R1-Distill-Llama-70B").spec) == 2048
-    assert kv_values(find_model("R1").spec) == 576
+    llama = find_model("R1-Distill-Llama-70B").spec
+    assert isinstance(llama, DenseSpec)
+    assert llama.gqa.kv_dim == 2048
 
 
 def test_awq_bytes_are_those_of_the_published_files() -> None:

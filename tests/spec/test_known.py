@@ -7,8 +7,10 @@ import pytest
 
 from fathom.errors import ConfigError
 from fathom.spec.deepseek import parse_config
-from fathom.spec.families import kv_values, parameters
+from fathom.spec.families import parameters
+from fathom.spec.formats import BFLOAT16, kv_cell_bytes
 from fathom.spec.known import count_parameters, find_model, known_names
+from fathom.spec.model import ModelSpec
 from tests.spec.published_configs import DEEPSEEK_V2, DEEPSEEK_V2_LITE, DEEPSEEK_V3
 
 
@@ -76,7 +78,9 @@ def test_v3_is_not_236_billion() -> None:
 
 def test_v3_keeps_70272_bytes_a_token() -> None:
     v3 = find_model("V3").spec
-    assert kv_values(v3) * v3.num_layers * 2 == 70_272
+    assert isinstance(v3, ModelSpec)
+    cell = kv_cell_bytes(BFLOAT16, v3.mla.kv_lora_rank, v3.mla.rope_dim)
+    assert cell * v3.num_layers == 70_272
 
 
 @pytest.mark.parametrize(
