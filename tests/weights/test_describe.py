@@ -83,6 +83,20 @@ def test_dense_directories_in_any_format(
     assert found.main_parameters == find_model("R1-Distill-Qwen-7B").main_parameters
 
 
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_an_index_of_packed_weights_agrees(tmp_path: Path, group: int) -> None:
+    """By the layout's definition: of K x N, K N / 2 bytes of values, a float16 scale and four bits
+    of zero point for each group; the rest in two bytes."""
+    layers, hidden, inner, keys = 28, 3584, 18944, 512
+    packed = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner)
+    plain = find_model("R1-Distill-Qwen-7B").main_parameters - packed
+    total = packed // 2 + packed // group * 5 // 2 + plain * 2
+    config = {**_DENSE, "quantization_config": {**_AWQ, "group_size": group}}
+    assert describe_model(_write(tmp_path, config, total, {"x": "a"})).native_format == "int4"
+    with pytest.raises(CheckpointError, match="total_size"):
+        describe_model(_write(tmp_path, config, total * 102 // 100, {"x": "a"}))
+
+
 def test_an_index_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="total_size"):
         describe_model(_write(tmp_path, DEEPSEEK_V3, 471_500_000_000, {"x": "a"}))
