@@ -9,7 +9,6 @@ import torch
 
 from fathom.errors import CheckpointError
 from fathom.ops.api import Backend, Held, Weight
-from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.formats import BFLOAT16, INT8_CHANNEL, Format
 from fathom.spec.model import Mla
 
@@ -65,12 +64,12 @@ class ParamSource:
         Raises: CheckpointError where it is absent or has another shape.
         """
         found = self._take(name, shape)
-        return found.dequantize(self.dtype) if isinstance(found, QTensor) else found.to(self.dtype)
+        return found.to(self.dtype) if isinstance(found, torch.Tensor) else found.dequantize(self.dtype)
 
     def exact(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """A parameter in float32, not rounded to the compute dtype. Raises: as `tensor`."""
         found = self._take(name, shape)
-        return found.dequantize(torch.float32) if isinstance(found, QTensor) else found.float()
+        return found.float() if isinstance(found, torch.Tensor) else found.dequantize(torch.float32)
 
     def matrix(
         self, names: Sequence[str], shapes: Sequence[tuple[int, int]], *, is_gated: bool = False
