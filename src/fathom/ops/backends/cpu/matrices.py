@@ -147,7 +147,7 @@ def _describe(
 def _allocate(matrix: library.Matrix) -> torch.Tensor:
     """Aligned memory from the system, for large matrices on huge pages where it has them."""
     size = library.load().fathom_matrix_bytes(matrix)
-    alignment = _HUGE_PAGE if size >= 4 * _HUGE_PAGE else _ALIGNMENT
+    alignment = _HUGE_PAGE if size >= _HUGE_PAGE else _ALIGNMENT
     memory = torch.from_numpy(np.empty(size + alignment, dtype=np.uint8))
     matrix.data = memory.data_ptr() + -memory.data_ptr() % alignment
     matrix.num_bytes = size
