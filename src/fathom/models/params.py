@@ -9,12 +9,13 @@ import torch
 
 from fathom.errors import CheckpointError
 from fathom.ops.api import Backend, Held, Weight
+from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.formats import BFLOAT16, INT8_CHANNEL, Format
 from fathom.spec.model import Mla
 
 # By checkpoint name. `weights.lazy.LazyParameters` also lends what it reads, and says in which
 # format each is to be held.
-Params = MutableMapping[str, Weight]
+Params = MutableMapping[str, torch.Tensor | QTensor]
 
 
 class ParamSource:
