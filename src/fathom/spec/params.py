@@ -8,7 +8,7 @@ from math import prod
 
 from fathom.spec.formats import FLOAT32, Format
 from fathom.spec.held import Quantization, quantized_format, stored_format
-from fathom.spec.parallel import Shard, ShardRule, owned_slice
+from fathom.spec.parallel import Shard, ShardRule, owned_slice, stage_of
 from fathom.spec.stored import Packing, StoredPart, stored_parts
 
 # The router's correction bias decides between nearly equal experts: never rounded to 16 bits.
@@ -28,6 +28,8 @@ class ParamSpec:
 
     `copy_of` names the tensor that this one repeats (the MTP layers share the embedding and the
     head, V3 report section 2.2): it may be absent from a checkpoint, and takes no memory.
+
+    `max_parts`: the most parts that a cut may make (heads of keys and values).
     """
 
     name: str
@@ -39,6 +41,7 @@ class ParamSpec:
     expert: int | None = None
     copy_of: str | None = None
     packing: Packing | None = None
+    max_parts: int | None = None
 
     @property
     def parts(self) -> tuple[StoredPart, ...]:
@@ -55,9 +58,30 @@ class ParamSpec:
         """Elements of the whole tensor, scales not counted."""
         return prod(self.shape)
 
+    def owned(self, shard: Shard) -> tuple[slice, ...]:
+        """The part that `shard` owns where its stage and its group of experts hold this at all."""
+        return owned_slice(
+            self.shard,
+            self.shape,
+            shard,
+            is_expert=self.expert is not None,
+            max_parts=self.max_parts,
+        )
+
+    def is_on(self, shard: Shard, num_layers: int, num_experts: int) -> bool:
+        """Whether `shard` holds a part of this parameter of a model of so many layers and routed
+        experts: the embedding is on the first stage, what follows the layers on the last."""
+        layer = num_layers - 1 if self.layer is None else self.layer
+        if self.role == "embed":
+            layer = 0
+        if stage_of(layer, num_layers, shard.layout.pp) != shard.stage:
+            return False
+        each = num_experts // shard.layout.ep
+        return self.expert is None or self.expert // each == shard.expert_group
+
     def local_shape(self, shard: Shard) -> tuple[int, ...]:
         """Shape of the part that `shard` owns."""
-        return tuple(part.stop - part.start for part in owned_slice(self.shard, self.shape, shard))
+        return tuple(part.stop - part.start for part in self.owned(shard))
 
     def local_format(
         self,
