@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
-from fathom.spec.deepseek_params import parameter_table
+from fathom.spec.families import Model, parameters
 from fathom.spec.formats import BFLOAT16, INT8_CHANNEL, Format
 from fathom.spec.held import Quantization
 from fathom.spec.model import ModelSpec
@@ -20,7 +20,6 @@ from fathom.spec.params import ParamSpec
 from fathom.spec.plan import MemoryLine
 from fathom.units import format_count
 
-Model = ModelSpec
 _STRIP, _STEP, _FP8_BLOCK = 64, 64, 128  # csrc/matrix.h
 _HUGE_PAGE, _ALIGNMENT = 2**21, 64  # ops/backends/cpu/matrices.py
 # By role: the roles that a matrix is joined below.
@@ -142,12 +141,16 @@ class Joined:
         """Of the parts that `shard` owns."""
         return [param.local_shape(shard) for param in self.params]
 
+    @property
+    def is_expert(self) -> bool:
+        """Whether each group of experts holds its own of them."""
+        return self.params[0].expert is not None
+
     def counted(self, spec: Model, shard: Shard) -> int:
         """How many of them `shard` holds."""
         pp = shard.layout.pp
         num_layers = sum(stage_of(at, spec.num_layers, pp) == shard.stage for at in self.layers)
-        is_expert = self.params[0].expert is not None
-        return num_layers * (self.count // shard.layout.ep if is_expert else self.count)
+        return num_layers * (self.count // shard.layout.ep if self.is_expert else self.count)
 
     def format(self, shard: Shard, holding: Holding) -> Format:
         """The format of all of it: what `ParamSource` and the backends agree on."""
@@ -184,8 +187,7 @@ class Joined:
         if format.block is None:
             format = BFLOAT16
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
-        is_expert = self.params[0].expert is not None
-        count = self.count // shard.layout.ep if is_expert else 1
+        count = self.count // shard.layout.ep if self.is_expert else 1
         is_gated = self.role.endswith("_gate")
         return (Packed(self.role, format, rows, columns, count, is_gated),)
 
@@ -194,9 +196,8 @@ class Joined:
         counted = self.counted(spec, shard)
         packed = self.packed(spec, shard, holding) if holding.packs else ()
         if packed:
-            # Experts are packed together.
-            per_layer = sum(one.held_bytes for one in packed)
-            return per_layer * counted // (packed[0].count if self.count > 1 else 1)
+            stacks = counted // packed[0].count if self.is_expert else counted
+            return stacks * sum(one.held_bytes for one in packed)
         format = self.format(shard, holding)
         return counted * sum(format.num_bytes(shape) for shape in self.shapes(shard))
 
@@ -222,7 +223,7 @@ def joined_parameters(spec: Model) -> tuple[Joined, ...]:
 def _by_layer(spec: Model) -> dict[tuple[int | None, bool], dict[str, list[ParamSpec]]]:
     """The parameter table by layer and role."""
     table: dict[tuple[int | None, bool], dict[str, list[ParamSpec]]] = {}
-    for param in parameter_table(spec):
+    for param in parameters(spec):
         is_mtp = param.layer is not None and param.layer >= spec.num_layers
         table.setdefault((param.layer, is_mtp), {}).setdefault(param.role, []).append(param)
     if spec.tie_embeddings:
