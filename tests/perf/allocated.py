@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import count
 from pathlib import Path
@@ -100,14 +101,32 @@ class Held:
     recorded: int = 0
 
 
-def load(plan: DeploymentPlan) -> RankModel:
-    """The plan's only rank, by the engine's own loader."""
+def load(plan: DeploymentPlan, rank: int = 0) -> RankModel:
+    """A rank of the plan, by the engine's own loader."""
     start_threads(plan, plan.threads)
-    return load_rank(plan, Shard(), SingleRank(), torch.device("cpu"))
+    comm = SingleRank() if plan.layout.tp == 1 else Alone(rank, plan.layout.tp)
+    return load_rank(plan, Shard(plan.layout, rank), comm, torch.device("cpu"))
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """A rank whose peers are not there: enough to load."""
+
+    rank: int
+    world_size: int
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Communicator`."""
+        raise NotImplementedError
+
+    def all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """See `Communicator`."""
+        raise NotImplementedError
 
 
 def held_bytes(plan: DeploymentPlan) -> Held:
     """Load the plan's rank, run its largest steps, and look."""
+    gc.collect()
     rank = load(plan)
     weights = storage_bytes(rank.model)
     if plan.ops_backend != "cpu":
@@ -195,8 +214,9 @@ class Driver:
         self._worker.execute(StepPlan(next(self._steps), tuple(entries), self._live, drafts))
         self._live = tuple(entry.id for entry in entries)
 
-    def watch(self, run: Any) -> tuple[int, int]:
+    def watch(self, run: Callable[[], None]) -> tuple[int, int]:
         """Bytes that torch allocated while `run` ran: at the peak, and kept at its end."""
+        gc.collect()  # what is freed meanwhile must be the run's own
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             run()
         assert profiler.profiler is not None

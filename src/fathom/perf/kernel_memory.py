@@ -185,9 +185,10 @@ class KernelStep:
         """Hidden states, the rows that are sampled, their scores and a copy of them for
         log-probabilities; or the scores of a part of a prompt."""
         hidden, scores = self.spec.hidden_size * _BF16, self.spec.vocab_size * _FLOAT
+        found = 2 * _INT + _FLOAT  # token, log-probability and rank
         sampled = min(self.tokens, self.sequences * (1 + self.num_drafts))
-        prompt = min(self.tokens, _PROMPT_ROWS) * scores
-        return self.tokens * hidden + max(prompt, sampled * (hidden + _INT + 2 * scores))
+        prompt = min(self.tokens, _PROMPT_ROWS) * (scores + found)
+        return self.tokens * hidden + max(prompt, sampled * (hidden + 2 * scores + found))
 
     def _recorded(self, size: int, width: int) -> int:
         spec, (inputs, own) = self.spec, self._widths()
