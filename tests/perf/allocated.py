@@ -126,7 +126,6 @@ class Alone:
 
 def held_bytes(plan: DeploymentPlan) -> Held:
     """Load the plan's rank, run its largest steps, and look."""
-    gc.collect()
     rank = load(plan)
     weights = storage_bytes(rank.model)
     if plan.ops_backend != "cpu":
@@ -216,9 +215,12 @@ class Driver:
 
     def watch(self, run: Callable[[], None]) -> tuple[int, int]:
         """Bytes that torch allocated while `run` ran: at the peak, and kept at its end."""
-        gc.collect()  # what is freed meanwhile must be the run's own
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            run()
+        gc.disable()  # what is freed meanwhile must be the run's own
+        try:
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+                run()
+        finally:
+            gc.enable()
         assert profiler.profiler is not None
         events = profiler.profiler.kineto_results.events()
         changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
