@@ -173,7 +173,7 @@ class Driver:
         """Steps of one token a sequence, of every number of sequences and width of page tables."""
         plan = self._plan
         pages = -(-plan.max_model_len // plan.page_size)
-        for size in range(1, min(16, plan.max_sequences) + 1):
+        for size in range(1, plan.max_sequences + 1):
             for bits in range((pages - 1).bit_length() + 1):
                 length = min(plan.max_model_len, plan.page_size << bits)
                 self.step(size, 1, length, is_scored=False)

@@ -13,6 +13,8 @@ from random import Random
 
 import pytest
 
+from fathom.perf import kernel_memory
+from fathom.runtime import replay, worker
 from fathom.spec.plan import DeploymentPlan
 from tests.perf.allocated import held_bytes, random_plan
 
@@ -50,3 +52,10 @@ def test_predicted_bytes_are_those_allocated(first: int, tmp_path: Path) -> None
         backend = "cpu" if seed % 10 else "reference"
         plan = random_plan(Random(seed), tmp_path / str(seed), backend)
         _check(plan, f"seed {seed}: {plan}")
+
+
+def test_constants_of_the_runtime_are_the_ledgers() -> None:
+    """Too large to be reached by small deployments."""
+    assert kernel_memory._RECORDED_SEQUENCES == replay.MAX_SEQUENCES
+    assert kernel_memory._RECORDINGS == replay.MAX_RECORDINGS
+    assert kernel_memory._PROMPT_ROWS == worker._LOGPROB_ROWS

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fathom.config import EngineConfig
 from fathom.errors import ConfigError
 from fathom.ops.backends.cpu import library
-from fathom.perf.held_weights import Holding, Packed, stored_bytes, weight_lines
+from fathom.perf.held_weights import Holding, stored_bytes, weight_lines
 from fathom.perf.memory import (
     kv_bytes_per_token,
     kv_capacity,
@@ -24,6 +24,7 @@ from fathom.perf.memory import (
     rank_ledger,
     total_bytes,
 )
+from fathom.perf.packed import Packed
 from fathom.perf.resolve import resolve
 from fathom.perf.working import WorkingSet
 from fathom.runtime.kv import allocate_cache

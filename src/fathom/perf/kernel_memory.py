@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
-from fathom.perf.held_weights import Holding, Packed, is_held, joined_parameters
+from fathom.perf.held_weights import Holding, is_held, joined_parameters
+from fathom.perf.packed import Packed
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Layout, Shard
 
@@ -22,7 +23,7 @@ _KEY_BLOCK, _SPLIT_KEYS, _COLUMNS, _MAX_PARTIAL_FLOATS = 128, 512, 64, 2**26
 _TILE_BYTES = 2 * 64 * _STRIP * 4 + 2**17  # csrc/ops.h, TileBuffers
 _BINS, _MAXIMA_LEVELS, _MAXIMA_GROUP = 1024, 5, 128  # csrc/logits.h
 # runtime/replay.py: sequences of a recorded step, and recordings that are kept.
-_RECORDED_SEQUENCES, _RECORDINGS = 16, 8
+_RECORDED_SEQUENCES, _RECORDINGS = 64, 8
 _PROMPT_ROWS = 64  # runtime/worker.py: rows of logits while a prompt is scored
 _BF16, _FLOAT, _INT = 2, 4, 8
 
