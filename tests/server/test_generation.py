@@ -13,10 +13,10 @@ from fathom.core.types import SamplingParams
 from fathom.engine.requests import GenerateRequest
 from fathom.engine.timing import RequestSummary
 from fathom.errors import EngineError, OverloadedError
+from fathom.server import generation
 from fathom.server.config import ServerConfig
+from fathom.server.generation import first_or_late, run
 from fathom.server.observer import ServerObserver
-from fathom.server.openai import generation
-from fathom.server.openai.generation import first_or_late, run
 from fathom.server.state import ServerState
 from tests.server.scripted_engine import ScriptedEngine, overloaded
 

@@ -12,8 +12,9 @@ from fathom.core.types import SamplingParams
 from fathom.engine.requests import GenerateRequest
 from fathom.errors import NotFoundError, RequestError
 from fathom.server.config import ServerConfig
+from fathom.server.decode import decode
+from fathom.server.job import Ask
 from fathom.server.openai import chat, completions, refused
-from fathom.server.openai.decode import decode
 from fathom.server.openai.schema import (
     ChatRequest,
     CompletionRequest,
@@ -101,8 +102,8 @@ def model() -> ServedModel:
 def prepared(body: dict[str, Any], model: ServedModel) -> GenerateRequest:
     raw = msgspec.json.encode(body)
     if "prompt" in body and body.get("messages") != ASK["messages"]:
-        return completions._prepare(raw, model).generates[0]
-    return chat._prepare(raw, model).generates[0]
+        return completions._prepare(Ask(raw, model)).generates[0]
+    return chat._prepare(Ask(raw, model)).generates[0]
 
 
 def reach(value: object, path: str) -> object:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from fathom.server.openai import generation
+from fathom.server import generation
 from tests.server.live_server import LiveServer
 from tests.server.scripted_engine import MODEL
 

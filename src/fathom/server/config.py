@@ -62,6 +62,14 @@ class ServerConfig:
             unit="seconds",
         ),
     )
+    lenient: bool = field(
+        default=False,
+        metadata=setting(
+            "Leave out request fields that are unknown or not supported and list them in the "
+            "answer's 'warnings', where they are refused otherwise.",
+            "--lenient",
+        ),
+    )
     log_level: str = field(
         default="info",
         metadata=setting(

@@ -9,29 +9,33 @@ from uuid import uuid4
 
 from msgspec import UNSET, json, to_builtins
 
-from fathom.engine.requests import GenerateRequest
 from fathom.errors import RequestError
+from fathom.server.answer import Choice, first_call_only
+from fathom.server.conversation import Chat
 from fathom.server.exchange import Exchange
-from fathom.server.openai.answer import Choice, first_call_only
-from fathom.server.openai.decode import decode
-from fathom.server.openai.generation import News
-from fathom.server.openai.job import Chunks, Job, answer
+from fathom.server.generation import News
+from fathom.server.job import Ask, answer
+from fathom.server.openai.job import Chunks, OpenAIJob
+from fathom.server.openai.refused import OF_CHAT
 from fathom.server.openai.responses import (
     ChatChoice,
     ChatChunkChoice,
     MessageOut,
     chat_logprobs,
     prompt_logprob_rows,
+    tool_call,
     tool_call_piece,
+    usage,
 )
-from fathom.server.openai.sampling import fit_context, sampling_params
+from fathom.server.openai.sampling import sampling_params
 from fathom.server.openai.schema import ChatRequest, given
-from fathom.server.state import ServedModel, ServerState
-from fathom.text.chat import asked_thinking, encode_chat
+from fathom.server.state import ServerState
+from fathom.server.thinking import Thinking, one_meaning
+from fathom.text.chat import asked_thinking
 from fathom.text.delta import Delta
 
 
-class _Job(Job[ChatRequest]):
+class _Job(OpenAIJob[ChatRequest]):
     """A conversation."""
 
     kind, chunk_kind = "chat.completion", "chat.completion.chunk"
@@ -42,61 +46,48 @@ async def chat_completions(state: ServerState, exchange: Exchange) -> None:
     await answer(state, exchange, _prepare, _whole, _Chunks)
 
 
-def _prepare(body: bytes, model: ServedModel) -> _Job:
+def _prepare(ask: Ask) -> _Job:
     """From bytes to tokens. Raises: RequestError."""
-    request = decode(body, ChatRequest)
+    request, model = ask.read(ChatRequest, OF_CHAT), ask.model
     model.check_name(request.model)
     params = sampling_params(request, model.defaults)
     # The model may call what it is shown, so with "none" it is shown nothing.
     tools = None if request.tool_choice == "none" else request.tools or None
     if request.tool_choice == "auto" and not request.tools:
         raise RequestError("tool_choice needs tools", param="tool_choice")
-    prompt_ids = encode_chat(
-        model.tokenizer,
-        model.template,
-        request.messages,
+    chat = Chat(
+        id=f"chatcmpl-{request.request_id or uuid4().hex}",
+        messages=request.messages,
         tools=to_builtins(tools),
+        sampling=params,
         thinking=_thinking(request),
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=request.continue_final_message,
-    )
-    name = request.request_id or uuid4().hex
-    generate = GenerateRequest(
-        id=f"chatcmpl-{name}",
-        prompt_ids=prompt_ids,
-        sampling=fit_context(params, len(prompt_ids), model.plan.max_model_len, "messages"),
-        format=model.template.output_format(
-            model.tokenizer, prompt_ids, reads_tools=tools is not None
-        ),
         cache_salt=request.cache_salt or "",
         priority=request.priority,
     )
     return _Job(
         request=request,
-        generates=(generate,),
-        id=generate.id,
+        generates=(chat.request(model),),
+        id=chat.id,
         created_s=int(time.time()),
         model_name=request.model or model.name,
+        is_stream=request.stream,
+        warnings=tuple(ask.warnings),
+        thinking=chat.thinking_echo(model),
     )
 
 
-def _thinking(request: ChatRequest) -> bool | None:
-    """Whether reasoning is asked for, under any of its names. Raises: RequestError where two
-    names disagree."""
-    asked = {
-        "chat_template_kwargs": asked_thinking(given(request.chat_template_kwargs)),
-        "thinking": request.thinking and request.thinking.type == "enabled",
-        "reasoning_effort": request.reasoning_effort and request.reasoning_effort != "none",
-    }
-    said = {name: bool(value) for name, value in asked.items() if value is not None}
-    if len(set(said.values())) > 1:
-        raise RequestError(
-            "the request asks for reasoning and against it",
-            param=next(reversed(said)),
-            found=", ".join(said),
-            fix="send one of them",
-        )
-    return next(iter(said.values()), None)
+def _thinking(request: ChatRequest) -> Thinking:
+    """Whether reasoning is asked for, under any of its names."""
+    effort, thinking = request.reasoning_effort, request.thinking
+    return one_meaning(
+        {
+            "chat_template_kwargs": asked_thinking(given(request.chat_template_kwargs)),
+            "thinking": None if thinking is None else thinking.type == "enabled",
+            "reasoning_effort": None if effort is None else effort != "none",
+        }
+    )
 
 
 async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]) -> None:
@@ -111,15 +102,16 @@ async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]
     response = job.response(
         job.kind,
         [_choice(index, choice, request) for index, choice in enumerate(choices)],
-        usage=tally.usage(),
+        usage=usage(tally.counts()),
         prompt_logprobs=UNSET if request.prompt_logprobs is None else prompt_logprob_rows(scores),
         prompt_token_ids=job.generates[0].prompt_ids if request.return_token_ids else UNSET,
+        **job.said(),
     )
     await exchange.respond(200, json.encode(response))
 
 
 def _choice(index: int, choice: Choice, request: ChatRequest) -> ChatChoice:
-    calls = choice.tool_calls
+    calls = [tool_call(call) for call in choice.tool_calls]
     message = MessageOut(
         role="assistant",
         content=choice.text if choice.text or not calls else None,

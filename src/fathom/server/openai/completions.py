@@ -11,19 +11,22 @@ from msgspec import UNSET, json
 
 from fathom.engine.requests import GenerateRequest
 from fathom.errors import RequestError
+from fathom.server.answer import Choice
+from fathom.server.conversation import fit_context
 from fathom.server.exchange import Exchange
-from fathom.server.openai.answer import Choice
-from fathom.server.openai.decode import decode
-from fathom.server.openai.generation import News
-from fathom.server.openai.job import Chunks, Job, answer
+from fathom.server.generation import News
+from fathom.server.job import Ask, answer
+from fathom.server.openai.job import Chunks, OpenAIJob
+from fathom.server.openai.refused import OF_COMPLETION
 from fathom.server.openai.responses import (
     TextChoice,
     prompt_logprob_rows,
     text_logprobs,
+    usage,
 )
-from fathom.server.openai.sampling import fit_context, sampling_params
+from fathom.server.openai.sampling import sampling_params
 from fathom.server.openai.schema import CompletionRequest
-from fathom.server.state import ServedModel, ServerState
+from fathom.server.state import ServerState
 from fathom.text.delta import Delta, FinishReason
 from fathom.text.prompt import encode_prompt
 from fathom.text.tokenizer import Tokenizer
@@ -34,7 +37,7 @@ MAX_SEQUENCES = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Job(Job[CompletionRequest]):
+class _Job(OpenAIJob[CompletionRequest]):
     """Prompts, with an echo for each."""
 
     kind = chunk_kind = "text_completion"
@@ -60,9 +63,9 @@ async def completions(state: ServerState, exchange: Exchange) -> None:
     await answer(state, exchange, _prepare, _whole, _Chunks)
 
 
-def _prepare(body: bytes, model: ServedModel) -> _Job:
+def _prepare(ask: Ask) -> _Job:
     """From bytes to tokens. Raises: RequestError."""
-    request = decode(body, CompletionRequest)
+    request, model = ask.read(CompletionRequest, OF_COMPLETION), ask.model
     model.check_name(request.model)
     params = sampling_params(request, model.defaults)
     prompts = _prompts(request.prompt)
@@ -94,6 +97,8 @@ def _prepare(body: bytes, model: ServedModel) -> _Job:
         id=name,
         created_s=int(time.time()),
         model_name=request.model or model.name,
+        is_stream=request.stream,
+        warnings=tuple(ask.warnings),
         tokenizer=model.tokenizer,
     )
 
@@ -144,7 +149,8 @@ async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]
             for number, of_prompt in enumerate(choices)
             for index in range(num_choices)
         ],
-        usage=tally.usage(),
+        usage=usage(tally.counts()),
+        **job.said(),
     )
     await exchange.respond(200, json.encode(response))
 

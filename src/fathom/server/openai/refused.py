@@ -6,22 +6,9 @@ A field is refused by name, unless its value asks for what happens anyway.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Why a field is refused, and the values with which it changes nothing."""
-
-    why: str
-    harmless: tuple[object, ...] = ()
-    fix: str = ""
-
-    def accepts(self, value: object) -> bool:
-        """Whether `value` asks for what happens anyway. 1 and True are told apart."""
-        return any(type(value) is type(one) and value == one for one in self.harmless)
-
+from fathom.server.decode import Refusals, Refused
 
 _NO_GRAMMAR = Refused(
     "structured output is not implemented yet",
@@ -176,3 +163,6 @@ INNER: Mapping[str, Mapping[str, Refused]] = MappingProxyType(
         "chat_template_kwargs": {"reasoning_effort": Refused("it is a field of the request")},
     }
 )
+
+OF_CHAT = Refusals(CHAT, INNER, VALUES, OBJECTS)
+OF_COMPLETION = Refusals(COMPLETION, INNER, VALUES, OBJECTS)

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType, json
 
+from fathom.server.answer import Call, Counts
 from fathom.text.delta import TokenLogprob, ToolCallDelta, TopToken
 
 # JSON has no minus infinity; OpenAI writes this for it.
@@ -37,16 +38,16 @@ class Usage(Struct, frozen=True):
     prompt_cache_miss_tokens: int
 
 
-def usage(prompt: int, completion: int, reasoning: int, cached: int) -> Usage:
-    """The counts of one response, all of its choices together."""
+def usage(counts: Counts) -> Usage:
+    """The counts of one response."""
     return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=prompt + completion,
-        prompt_tokens_details=PromptDetails(cached),
-        completion_tokens_details=CompletionDetails(reasoning),
-        prompt_cache_hit_tokens=cached,
-        prompt_cache_miss_tokens=prompt - cached,
+        prompt_tokens=counts.prompt,
+        completion_tokens=counts.completion,
+        total_tokens=counts.prompt + counts.completion,
+        prompt_tokens_details=PromptDetails(counts.cached),
+        completion_tokens_details=CompletionDetails(counts.reasoning),
+        prompt_cache_hit_tokens=counts.cached,
+        prompt_cache_miss_tokens=counts.prompt - counts.cached,
     )
 
 
@@ -123,6 +124,8 @@ class Response(Struct, frozen=True):
     system_fingerprint: str | UnsetType = UNSET
     prompt_logprobs: list[Any] | UnsetType = UNSET
     prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
+    thinking: dict[str, Any] | UnsetType = UNSET
+    warnings: tuple[str, ...] | UnsetType = UNSET
 
 
 def event(payload: Struct) -> bytes:
@@ -131,6 +134,12 @@ def event(payload: Struct) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
+
+
+def tool_call(call: Call) -> ToolCallOut:
+    """A whole tool call."""
+    function = FunctionOut(name=call.name, arguments=call.arguments)
+    return ToolCallOut(function, id=call.id, type="function")
 
 
 def tool_call_piece(call: ToolCallDelta) -> ToolCallOut:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TypeVar
 
 from fathom.core.types import SamplingParams
-from fathom.errors import ContextLengthError, RequestError
+from fathom.errors import RequestError
 from fathom.server.openai.schema import ChatRequest, CompletionRequest, Sampling
 
 MAX_NAME_CHARS = 256
@@ -47,34 +46,6 @@ def sampling_params(
         logit_bias=_logit_bias(request.logit_bias or {}),
         skip_special_tokens=request.skip_special_tokens,
     )
-
-
-def fit_context(
-    params: SamplingParams, num_prompt: int, max_model_len: int, param: str = "prompt"
-) -> SamplingParams:
-    """`params` with `max_tokens` cut to the room that the prompt, field `param`, leaves.
-
-    Raises: ContextLengthError where the prompt leaves none; RequestError for `min_tokens`.
-    """
-    room = max_model_len - num_prompt
-    if room < 1:
-        raise ContextLengthError(
-            "the prompt does not fit the context",
-            param=param,
-            found=f"{num_prompt} tokens",
-            wanted=f"at most {max_model_len - 1}, so that one can follow "
-            f"(the context is {max_model_len} tokens)",
-            fix="shorten the prompt, or start the server with a larger --max-model-len",
-        )
-    if params.min_tokens > room:
-        raise RequestError(
-            "min_tokens does not fit the context",
-            param="min_tokens",
-            found=str(params.min_tokens),
-            wanted=f"at most {room}, what the prompt leaves",
-        )
-    asked = room if params.max_tokens is None else params.max_tokens
-    return replace(params, max_tokens=min(asked, room))
 
 
 def _check_common(request: Sampling) -> None:

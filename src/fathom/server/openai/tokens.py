@@ -8,8 +8,8 @@ from typing import Any
 from msgspec import json, to_builtins
 
 from fathom.errors import RequestError
+from fathom.server.decode import decode
 from fathom.server.exchange import Exchange
-from fathom.server.openai.decode import decode
 from fathom.server.openai.schema import DetokenizeRequest, TokenizeRequest, given
 from fathom.server.state import ServedModel, ServerState
 from fathom.text.chat import asked_thinking, encode_chat

@@ -5,15 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fathom.server.openai.responses import FunctionOut, ToolCallOut, Usage, usage
 from fathom.text.delta import Delta, TokenLogprob, ToolCallDelta
 
 
 @dataclass(slots=True)
-class _Call:
+class Call:
+    """A tool call as it grows; `arguments` are pieces of JSON text."""
+
     id: str
     name: str
-    arguments: list[str] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> str:
+        """What there is of its JSON text."""
+        return "".join(self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Tokens of a response, all of its choices together; `cached` are of the prompt."""
+
+    prompt: int
+    completion: int
+    reasoning: int
+    cached: int
 
 
 class Choice:
@@ -22,7 +38,7 @@ class Choice:
     def __init__(self) -> None:
         self._text: list[str] = []
         self._reasoning: list[str] = []
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob] = []
@@ -34,8 +50,8 @@ class Choice:
         self._text.append(delta.text)
         self._reasoning.append(delta.reasoning)
         for call in delta.tool_calls:
-            known = self._calls.setdefault(call.index, _Call(call.id or "", call.name or ""))
-            known.arguments.append(call.arguments)
+            known = self._calls.setdefault(call.index, Call(call.id or "", call.name or ""))
+            known.pieces.append(call.arguments)
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
         self.prompt_logprobs += delta.prompt_logprobs
@@ -53,16 +69,9 @@ class Choice:
         return "".join(self._reasoning)
 
     @property
-    def tool_calls(self) -> list[ToolCallOut]:
+    def tool_calls(self) -> list[Call]:
         """Whole calls, in order."""
-        return [
-            ToolCallOut(
-                FunctionOut(name=call.name, arguments="".join(call.arguments)),
-                id=call.id,
-                type="function",
-            )
-            for _, call in sorted(self._calls.items())
-        ]
+        return [call for _, call in sorted(self._calls.items())]
 
 
 class Tally:
@@ -80,9 +89,9 @@ class Tally:
         if delta.index == 0:
             self._cached[number] = delta.num_cached
 
-    def usage(self) -> Usage:
+    def counts(self) -> Counts:
         """The counts so far."""
-        return usage(
+        return Counts(
             self._num_prompt,
             sum(tokens for tokens, _ in self._totals.values()),
             sum(reasoning for _, reasoning in self._totals.values()),

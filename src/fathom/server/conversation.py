@@ -1,0 +1,85 @@
+"""The one form that every dialect brings a conversation to, and its way to the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fathom.core.types import SamplingParams
+from fathom.engine.requests import GenerateRequest
+from fathom.errors import ContextLengthError, RequestError
+from fathom.server.state import ServedModel
+from fathom.server.thinking import Thinking, echo
+from fathom.text.chat import encode_chat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """A conversation. `messages` and `tools` in OpenAI's form, checked by `text.messages`;
+    `sampling.max_tokens` None means up to the context."""
+
+    id: str
+    messages: list[dict[str, Any]]
+    sampling: SamplingParams
+    tools: list[dict[str, Any]] | None = None
+    thinking: Thinking = field(default_factory=Thinking)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    cache_salt: str = ""
+    priority: int = 0
+
+    def request(self, model: ServedModel) -> GenerateRequest:
+        """From text to tokens. Raises: RequestError naming the field at fault."""
+        prompt_ids = encode_chat(
+            model.tokenizer,
+            model.template,
+            self.messages,
+            tools=self.tools,
+            thinking=self.thinking.is_on,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+        )
+        return GenerateRequest(
+            id=self.id,
+            prompt_ids=prompt_ids,
+            sampling=fit_context(
+                self.sampling, len(prompt_ids), model.plan.max_model_len, "messages"
+            ),
+            format=model.template.output_format(
+                model.tokenizer, prompt_ids, reads_tools=self.tools is not None
+            ),
+            cache_salt=self.cache_salt,
+            priority=self.priority,
+        )
+
+    def thinking_echo(self, model: ServedModel) -> dict[str, Any]:
+        """Whether the model thinks, as it was understood."""
+        return echo(model.template.thinking_mode(self.thinking.is_on), self.thinking.budget)
+
+
+def fit_context(
+    params: SamplingParams, num_prompt: int, max_model_len: int, param: str = "prompt"
+) -> SamplingParams:
+    """`params` with `max_tokens` cut to the room that the prompt, field `param`, leaves.
+
+    Raises: ContextLengthError where the prompt leaves none; RequestError for `min_tokens`.
+    """
+    room = max_model_len - num_prompt
+    if room < 1:
+        raise ContextLengthError(
+            "the prompt does not fit the context",
+            param=param,
+            found=f"{num_prompt} tokens",
+            wanted=f"at most {max_model_len - 1}, so that one can follow "
+            f"(the context is {max_model_len} tokens)",
+            fix="shorten the prompt, or start the server with a larger --max-model-len",
+        )
+    if params.min_tokens > room:
+        raise RequestError(
+            "min_tokens does not fit the context",
+            param="min_tokens",
+            found=str(params.min_tokens),
+            wanted=f"at most {room}, what the prompt leaves",
+        )
+    asked = room if params.max_tokens is None else params.max_tokens
+    return replace(params, max_tokens=min(asked, room))

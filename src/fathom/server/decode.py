@@ -1,0 +1,211 @@
+"""From the bytes of a body to a struct of a dialect, or to an error that names the field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import msgspec
+
+from fathom.errors import RequestError
+
+RequestT = TypeVar("RequestT", bound=msgspec.Struct)
+
+_WHERE = re.compile(r" - at `\$\.?(.*)`$")
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a field is refused, and the values with which it changes nothing."""
+
+    why: str
+    harmless: tuple[object, ...] = ()
+    fix: str = ""
+
+    def accepts(self, value: object) -> bool:
+        """Whether `value` asks for what happens anyway. 1 and True are told apart."""
+        return any(type(value) is type(one) and value == one for one in self.harmless)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """What a dialect knows but does not honour. Paths are without indices.
+
+    `top`: fields of the body; `inner`: path -> fields of the objects there; `values`: path ->
+    values of an honoured field; `objects`: paths whose honoured values are words, not objects.
+    """
+
+    top: Mapping[str, Refused] = field(default_factory=dict)
+    inner: Mapping[str, Mapping[str, Refused]] = field(default_factory=dict)
+    values: Mapping[str, Mapping[object, Refused]] = field(default_factory=dict)
+    objects: Mapping[str, Refused] = field(default_factory=dict)
+
+
+NOTHING_REFUSED = Refusals()
+
+
+def decode(
+    body: bytes,
+    kind: type[RequestT],
+    refusals: Refusals = NOTHING_REFUSED,
+    warnings: list[str] | None = None,
+) -> RequestT:
+    """The request in `body`. A null stands for a field that was not sent.
+
+    `warnings`: where given, fields that would be refused or are unknown are left out and told here.
+    Raises: RequestError that names the field at fault, and for an unknown one the nearest known.
+    """
+    raw = _parse(body)
+    if not isinstance(raw, dict):
+        raise RequestError("the body is not a JSON object", found=_json_type(raw))
+    cleaned = _Check(refusals, warnings).fields(raw, kind, "", refusals.top)
+    try:
+        return msgspec.convert(cleaned, kind)
+    except msgspec.ValidationError as error:
+        raise _shape_error(str(error)) from None
+    except RecursionError:
+        raise RequestError("the body is nested too deeply") from None
+
+
+def _parse(body: bytes) -> Any:
+    if not body.strip():
+        raise RequestError("the body is empty", code="invalid_json", wanted="a JSON object")
+    try:
+        return msgspec.json.decode(body)
+    except RecursionError:
+        raise RequestError("the body is nested too deeply", code="invalid_json") from None
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            "the body is not UTF-8",
+            code="invalid_json",
+            found=f"byte 0x{error.object[error.start]:02x}, {error.reason}",
+            wanted="JSON in UTF-8",
+        ) from None
+    except msgspec.MsgspecError as error:
+        raise RequestError(
+            "the body is not JSON", code="invalid_json", found=_WHERE.sub("", str(error))
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """Looks at fields one by one, before their types are looked at."""
+
+    refusals: Refusals
+    warnings: list[str] | None
+
+    def fields(
+        self,
+        raw: dict[str, Any],
+        kind: type[msgspec.Struct],
+        path: str,
+        table: Mapping[str, Refused],
+    ) -> dict[str, Any]:
+        """`raw` without nulls and harmless fields, its inner objects likewise.
+
+        Raises: RequestError for fields that are refused or unknown, unless they are warned of.
+        """
+        known = _children(kind)
+        cleaned: dict[str, Any] = {}
+        for name, value in raw.items():
+            where = f"{path}.{name}" if path else name
+            if name not in known:
+                entry = table.get(name)
+                if value is None and entry is not None:
+                    continue
+                if entry is None or not entry.accepts(value):
+                    error = _refusal(where, name, entry, [*known, *table])
+                    if self.warnings is None:
+                        raise error
+                    self.warnings.append(str(error))
+            elif value is not None:
+                self._value(where, value)
+                cleaned[name] = self._inner(value, known[name], where)
+        return cleaned
+
+    def _inner(self, value: Any, inner: type[msgspec.Struct] | None, where: str) -> Any:
+        if inner is None:
+            return value
+        if isinstance(value, list):
+            return [self._inner(item, inner, f"{where}[{i}]") for i, item in enumerate(value)]
+        if isinstance(value, dict):
+            table = self.refusals.inner.get(_without_indices(where), {})
+            return self.fields(value, inner, where, table)
+        return value
+
+    def _value(self, where: str, value: object) -> None:
+        plain = _without_indices(where)
+        entry = None
+        if isinstance(value, str | bool):
+            entry = self.refusals.values.get(plain, {}).get(value)
+        elif isinstance(value, dict):
+            entry = self.refusals.objects.get(plain)
+        if entry is not None:
+            found = value if isinstance(value, str) else ""
+            raise RequestError(
+                f"{where}: {entry.why}",
+                param=where,
+                code="unsupported_value",
+                found=str(found),
+                fix=entry.fix,
+            )
+
+
+def _refusal(where: str, name: str, entry: Refused | None, names: list[str]) -> RequestError:
+    if entry is not None:
+        return RequestError(
+            f"{where} is not supported: {entry.why}",
+            param=where,
+            code="unsupported_parameter",
+            fix=entry.fix,
+        )
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    return RequestError(
+        f"unknown field {where[:200]}",
+        param=where[:200],
+        code="unknown_parameter",
+        fix=f"did you mean {near[0]}?" if near else "",
+    )
+
+
+def _shape_error(message: str) -> RequestError:
+    """msgspec's message, with the field's path taken out of it."""
+    match = _WHERE.search(message)
+    text = _WHERE.sub("", message).replace("`", "")
+    missing = re.fullmatch(r"Object missing required field (\w+)", text)
+    path = match[1] if match else ""
+    if missing:
+        path = f"{path}.{missing[1]}" if path else missing[1]
+        text = "required, but not there"
+    return RequestError(
+        f"{path or 'the body'}: {text[:1].lower()}{text[1:]}",
+        param=path or None,
+        code="missing_required_parameter" if missing else "invalid_type",
+    )
+
+
+@cache
+def _children(kind: type[msgspec.Struct]) -> Mapping[str, type[msgspec.Struct] | None]:
+    """Each field of `kind`, with the struct of the objects in it, if it holds objects."""
+    hints = get_type_hints(kind)
+    return {name: next(_structs(hints[name]), None) for name in kind.__struct_fields__}
+
+
+def _structs(annotation: Any) -> Iterator[type[msgspec.Struct]]:
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _structs(argument)
+
+
+def _without_indices(path: str) -> str:
+    return re.sub(r"\[\d+\]", "", path)
+
+
+def _json_type(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

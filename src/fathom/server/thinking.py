@@ -1,0 +1,55 @@
+"""Reasoning, asked for under many names: one meaning, or a refusal where two names disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fathom.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """What a request asks. `is_on` None: the model's default. `budget`: most tokens of it."""
+
+    is_on: bool | None = None
+    budget: int | None = None
+
+
+def one_meaning(
+    spellings: Mapping[str, bool | None], budgets: Mapping[str, int | None] | None = None
+) -> Thinking:
+    """What all spellings, by the names of their fields, say together; None: not sent.
+
+    Raises: RequestError where two disagree, or a budget is below 0.
+    """
+    said = {name: value for name, value in spellings.items() if value is not None}
+    limits = {name: value for name, value in (budgets or {}).items() if value is not None}
+    if len(set(said.values())) > 1:
+        raise _disagree("the request asks for reasoning and against it", said)
+    if len(set(limits.values())) > 1:
+        raise _disagree("the request limits reasoning twice", limits)
+    budget = next(iter(limits.values()), None)
+    if budget is not None and budget < 0:
+        raise RequestError(
+            "the limit on reasoning is not valid",
+            param=next(iter(limits)),
+            found=str(budget),
+            wanted="0 or more tokens",
+        )
+    return Thinking(next(iter(said.values()), None), budget)
+
+
+def echo(is_on: bool, budget: int | None) -> dict[str, Any]:
+    """What a response says of its reasoning, in DeepSeek's and Anthropic's form."""
+    told: dict[str, Any] = {"type": "enabled" if is_on else "disabled"}
+    if is_on and budget is not None:
+        told["budget_tokens"] = budget
+    return told
+
+
+def _disagree(what: str, said: Mapping[str, object]) -> RequestError:
+    return RequestError(
+        what, param=next(reversed(list(said))), found=", ".join(said), fix="send one of them"
+    )
