@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.core.types import Admission, PlanEntry, SamplingParams, StepPlan, StepResult
+from fathom.core.types import (
+    Admission,
+    PlanEntry,
+    ReasoningLimit,
+    SamplingParams,
+    StepPlan,
+    StepResult,
+)
 from fathom.errors import EngineError
 from fathom.ops.comm import SingleRank
 from fathom.ops.reference import ReferenceBackend
@@ -170,6 +177,40 @@ def test_greedy_tokens_equal_the_naive_loop(
         # The toy draft layer is right whenever its KV is: so all of its proposals must stand.
         assert driver.accepted == driver.proposed
         assert not num_drafts or driver.proposed or len(clients[0].outputs) < 3
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), num_drafts=st.sampled_from([0, 1, 3]), budget=st.integers(0, 9))
+def test_reasoning_ends_at_its_limit(seed: int, num_drafts: int, budget: int) -> None:
+    """With drafts too, and only where the output opened reasoning and has not closed it."""
+    rng = random.Random(seed)
+    drafts = ToyDrafts(2) if num_drafts else None
+    driver = Driver(make_worker(3, drafts=drafts), 3, seed, num_drafts)
+    clients = []
+    for i, prompt in enumerate(_prompts(rng, 4)):
+        free = naive_tokens(prompt, 16)
+        limit = ReasoningLimit(
+            budget, free[rng.randrange(16)], rng.choice([None, free[0], free[3]])
+        )
+        clients.append(Client(i, prompt, replace(greedy(16), reasoning_limit=limit)))
+    driver.run(clients)
+    for client in clients:
+        limit = client.sampling.reasoning_limit
+        assert limit is not None
+        expected: list[int] = []
+        num_inside = 0 if limit.start_id is None else None
+        is_closed = False
+        while len(expected) < len(client.outputs):
+            token = naive_tokens([*client.prompt, *expected], 1)[0]
+            if num_inside == limit.num_tokens and not is_closed:
+                token = limit.end_id
+            expected.append(token)
+            is_closed |= token == limit.end_id
+            if num_inside is not None:
+                num_inside += 1
+            elif token == limit.start_id:
+                num_inside = 0
+        assert client.outputs == expected
 
 
 def _naive_sampled(client: Client) -> list[int]:

@@ -76,6 +76,18 @@ def test_with_a_key(http: httpx.Client, locked: LiveServer, route: RouteSpec, ke
     assert response.status_code in (200, 415)
 
 
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+def test_with_a_key_in_anthropics_header(
+    http: httpx.Client, locked: LiveServer, route: RouteSpec
+) -> None:
+    path = route.path.replace("{model:path}", "scripted")
+    headers = {"x-api-key": KEY, "authorization": "Bearer left-over"}
+    assert http.request(route.method, locked.url + path, headers=headers).status_code in (200, 415)
+    headers["x-api-key"] = f"{KEY}x"
+    status = http.request(route.method, locked.url + path, headers=headers).status_code
+    assert status == (200 if path in OPEN else 401)
+
+
 @pytest.mark.parametrize("path", ["/docs", "/livez/", "/livez/../v1/models", "//livez", "/HEALTH"])
 def test_paths_near_open_ones_are_closed(http: httpx.Client, locked: LiveServer, path: str) -> None:
     request = http.build_request("GET", locked.url)

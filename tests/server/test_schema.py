@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fathom.core.types import SamplingParams
+from fathom.core.types import ReasoningLimit, SamplingParams
 from fathom.engine.requests import GenerateRequest
 from fathom.errors import NotFoundError, RequestError
 from fathom.server.config import ServerConfig
@@ -69,12 +69,16 @@ CHAT: dict[str, tuple[Any, str | None, Any]] = COMMON | {
     "response_format": ({"type": "text"}, None, None),
     "chat_template_kwargs": ({"enable_thinking": True}, "format.starts_inside", True),
     "thinking": ({"type": "enabled"}, "format.starts_inside", True),
+    "enable_thinking": (True, "format.starts_inside", True),
+    "thinking_token_budget": (9, "sampling.reasoning_limit.num_tokens", 9),
+    "max_thinking_tokens": (9, "sampling.reasoning_limit.num_tokens", 9),
     "reasoning_effort": ("high", "format.starts_inside", True),
     "add_generation_prompt": (False, None, None),
     "continue_final_message": (True, None, None),
 }
 COMPLETION: dict[str, tuple[Any, str | None, Any]] = COMMON | {
     "prompt": ([5, 6], "prompt_ids", (5, 6)),
+    "suffix": ("end", None, None),
     "echo": (True, None, None),
     "logprobs": (3, "sampling.logprobs", 3),
     "add_special_tokens": (False, None, None),
@@ -166,7 +170,6 @@ def test_known_but_not_honoured_in_completions(model: ServedModel, field: str) -
         ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"thinking": {"type": "adaptive"}}, "thinking.type"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 5}}, "thinking.budget_tokens"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}},
          "stream_options.include_obfuscation"),
         ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
@@ -253,9 +256,56 @@ def test_thinking_by_every_name(model: ServedModel) -> None:
             {"chat_template_kwargs": {"thinking": False}},
         ),
         ({"reasoning_effort": "low"}, {"reasoning_effort": "none"}),
+        ({"thinking": True}, {"thinking": False}),
+        ({"enable_thinking": True}, {"enable_thinking": False}),
     ):
         assert prepared({**ASK, **on}, model).format.starts_inside
         assert not prepared({**ASK, **off}, model).format.starts_inside
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"thinking": True, "enable_thinking": False}, "enable_thinking"),
+        ({"thinking": {"type": "disabled"}, "reasoning_effort": "high"}, "reasoning_effort"),
+        (
+            {"enable_thinking": True, "chat_template_kwargs": {"thinking": False}},
+            "enable_thinking",
+        ),
+        ({"thinking_token_budget": 3, "max_thinking_tokens": 4}, "max_thinking_tokens"),
+        ({"enable_thinking": False, "thinking_token_budget": 3}, "thinking_token_budget"),
+        ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens"),
+    ],
+)
+def test_spellings_that_disagree_are_refused(
+    model: ServedModel, change: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        prepared({**ASK, **change}, model)
+    assert caught.value.param == param
+
+
+def test_a_limit_is_for_what_the_prompt_or_the_answer_opens(model: ServedModel) -> None:
+    ids = model.tokenizer.special_ids
+    limited = {**ASK, "thinking_token_budget": 7}
+    opened = prepared({**limited, "thinking": True}, model).sampling.reasoning_limit
+    assert opened == ReasoningLimit(7, ids["</think>"], None)
+    by_answer = prepared(limited, model).sampling.reasoning_limit
+    assert by_answer == ReasoningLimit(7, ids["</think>"], ids["<think>"])
+
+
+def test_the_meaning_and_what_was_left_out_are_told(model: ServedModel) -> None:
+    body = {**ASK, "enable_thinking": True, "thinking_token_budget": 9, "guided_json": {}, "zz": 1}
+    job = chat._prepare(Ask(msgspec.json.encode(body), model, is_lenient=True))
+    assert job.thinking == {"type": "enabled", "budget_tokens": 9}
+    assert [text.split()[0] for text in job.warnings] == ["guided_json", "unknown"]
+
+
+def test_infill_has_the_order_of_the_model_card(model: ServedModel) -> None:
+    ids = prepared({"prompt": "def f(", "suffix": "return 1"}, model).prompt_ids
+    assert model.tokenizer.decode(ids) == (
+        "<｜fim▁begin｜>def f(<｜fim▁hole｜>return 1<｜fim▁end｜>"
+    )
 
 
 def test_unserved_model_is_not_found(model: ServedModel) -> None:

@@ -7,13 +7,34 @@ to make; elsewhere there are dataclasses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
 from fathom.core.sampling_checks import normalize
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningLimit:
+    """At most `num_tokens` of reasoning; then `end_id` comes, whatever the model would say.
+
+    `start_id` opens the reasoning in the output; None where the prompt has opened it.
+    """
+
+    num_tokens: int
+    end_id: int
+    start_id: int | None = None
+
+    def is_reached(self, output_ids: Sequence[int]) -> bool:
+        """Whether the token after `output_ids` must be `end_id`."""
+        num_inside = len(output_ids)
+        if self.start_id is not None:
+            if self.start_id not in output_ids:
+                return False
+            num_inside -= output_ids.index(self.start_id) + 1
+        return num_inside == self.num_tokens and self.end_id not in output_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +71,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     skip_special_tokens: bool = True
+    reasoning_limit: ReasoningLimit | None = None
 
     def __post_init__(self) -> None:
         given = {item.name: getattr(self, item.name) for item in fields(self)}

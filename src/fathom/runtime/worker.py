@@ -112,7 +112,7 @@ class Worker:
         """Accepted tokens, and log-probabilities where asked, by sequence id."""
         index = [row for segment in segments for row in segment.sample_rows]
         logits = self._model.logits(hidden[torch.tensor(index, device=hidden.device)])
-        rows = [row for segment in segments for row in _sample_rows(segment)]
+        rows = [row for segment in segments for row in _sample_rows(segment, logits.shape[1])]
         wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
         raw = logits[torch.tensor(wanted, device=logits.device)] if wanted else None
         if self._comm.rank == 0:
@@ -197,7 +197,7 @@ class Worker:
         return self._comm.all_gather(tokens, 0)[: len(tokens)]
 
 
-def _sample_rows(segment: Segment) -> Iterator[SampleRow]:
+def _sample_rows(segment: Segment, vocab_size: int) -> Iterator[SampleRow]:
     """What the segment's rows ask for: each sees the drafts before it as if accepted, for it is
     only looked at if they are."""
     entry, admission = segment.entry, segment.state.admission
@@ -206,6 +206,12 @@ def _sample_rows(segment: Segment) -> Iterator[SampleRow]:
     if entry.mask is not None:
         size = len(entry.mask) // len(masks)
         masks = [entry.mask[i * size : (i + 1) * size] for i in range(len(masks))]
+    limit = sampling.reasoning_limit
+    if limit is not None and segment.state.num_outputs + len(masks) > limit.num_tokens:
+        outputs = segment.state.token_ids[admission.num_prompt :]
+        for i in range(len(masks)):
+            if limit.is_reached([*outputs, *entry.drafts[:i]]):
+                masks[i] = _only(limit.end_id, vocab_size)
     counts = segment.state.counts() if has_penalties(sampling) else None
     ends = (*admission.eos_token_ids, *sampling.stop_token_ids)
     for i, mask in enumerate(masks):
@@ -221,3 +227,10 @@ def _sample_rows(segment: Segment) -> Iterator[SampleRow]:
             forbidden=ends if position < sampling.min_tokens else (),
             mask=mask,
         )
+
+
+def _only(token_id: int, vocab_size: int) -> bytes:
+    """A mask that allows one token."""
+    mask = bytearray(-(-vocab_size // 8))
+    mask[token_id // 8] = 1 << token_id % 8
+    return bytes(mask)

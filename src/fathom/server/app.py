@@ -1,4 +1,4 @@
-"""The ASGI application: guard, route table, and one envelope for whatever goes wrong."""
+"""The ASGI application: guard, route table, and an envelope for whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from starlette.routing import Route, Router
 
 from fathom.errors import EngineError, FathomError, MethodError, NotFoundError, RequestError
 from fathom.server.auth import Guard
+from fathom.server.envelope import OPENAI
 from fathom.server.exchange import Disconnected, Exchange, Receive, Scope, Send
 from fathom.server.routes import ROUTES, Handler
 from fathom.server.state import ServerState
@@ -25,6 +26,7 @@ class Application:
     def __init__(self, state: ServerState) -> None:
         self.state = state
         open_paths = [route.path for route in ROUTES if route.is_open]
+        self._forms = {route.path: route.form for route in ROUTES}
         self._guard = Guard(state.config.api_key, open_paths)
         self._router = Router(
             [
@@ -39,6 +41,7 @@ class Application:
         if scope["type"] != "http":
             raise ValueError(f"fathom speaks HTTP only, not {scope['type']}")
         exchange = Exchange(scope, receive, send)
+        exchange.form = self._forms.get(scope["path"], OPENAI)
         scope[_EXCHANGE] = exchange
         scope["app"] = self  # has the router raise instead of answering in plain text
         self.state.num_active += 1

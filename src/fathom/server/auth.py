@@ -43,14 +43,17 @@ class Guard:
 
     def _check_key(self, exchange: Exchange) -> None:
         scheme, _, key = exchange.header(b"authorization").partition(" ")
-        given = _digest(key.strip() if scheme.lower() == "bearer" else "")
-        matches = [secrets.compare_digest(given, digest) for digest in self._digests]
-        if not any(matches):
-            raise AuthenticationError(
-                "the API key is wrong" if scheme else "an API key is needed",
-                wanted="the header Authorization: Bearer KEY",
-            )
-        exchange.tenant = given.hex()[:16]
+        other = exchange.header(b"x-api-key")
+        # Clients of Anthropic's API may send both, one of them a leftover of another server.
+        for given in (_digest(key.strip() if scheme.lower() == "bearer" else ""), _digest(other)):
+            matches = [secrets.compare_digest(given, digest) for digest in self._digests]
+            if any(matches):
+                exchange.tenant = given.hex()[:16]
+                return
+        raise AuthenticationError(
+            "the API key is wrong" if scheme or other else "an API key is needed",
+            wanted="the header Authorization: Bearer KEY, or x-api-key: KEY",
+        )
 
     def _check_local(self, exchange: Exchange) -> None:
         """A page of another site can send requests here, and can make its own name point here

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fathom.core.types import SamplingParams
+from fathom.core.types import ReasoningLimit, SamplingParams
 from fathom.engine.requests import GenerateRequest
 from fathom.errors import ContextLengthError, RequestError
 from fathom.server.state import ServedModel
 from fathom.server.thinking import Thinking, echo
 from fathom.text.chat import encode_chat
+from fathom.text.markers import END_THINK, THINK
+from fathom.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +41,18 @@ class Chat:
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=self.continue_final_message,
         )
+        format = model.template.output_format(
+            model.tokenizer, prompt_ids, reads_tools=self.tools is not None
+        )
+        sampling = self.sampling
+        if self.thinking.budget is not None and format.splits_reasoning:
+            limit = _limit(self.thinking.budget, model.tokenizer, format.starts_inside)
+            sampling = replace(sampling, reasoning_limit=limit)
         return GenerateRequest(
             id=self.id,
             prompt_ids=prompt_ids,
-            sampling=fit_context(
-                self.sampling, len(prompt_ids), model.plan.max_model_len, "messages"
-            ),
-            format=model.template.output_format(
-                model.tokenizer, prompt_ids, reads_tools=self.tools is not None
-            ),
+            sampling=fit_context(sampling, len(prompt_ids), model.plan.max_model_len, "messages"),
+            format=format,
             cache_salt=self.cache_salt,
             priority=self.priority,
         )
@@ -55,6 +60,19 @@ class Chat:
     def thinking_echo(self, model: ServedModel) -> dict[str, Any]:
         """Whether the model thinks, as it was understood."""
         return echo(model.template.thinking_mode(self.thinking.is_on), self.thinking.budget)
+
+
+def _limit(budget: int, tokenizer: Tokenizer, starts_inside: bool) -> ReasoningLimit:
+    ids = [tokenizer.special_ids.get(marker) for marker in (THINK, END_THINK)]
+    if ids[0] is None or ids[1] is None:
+        raise RequestError(
+            "reasoning cannot be limited with this checkpoint",
+            param="thinking_token_budget",
+            code="unsupported_value",
+            found="a tokenizer without a token for the end of reasoning",
+            fix="use max_tokens",
+        )
+    return ReasoningLimit(budget, ids[1], None if starts_inside else ids[0])
 
 
 def fit_context(

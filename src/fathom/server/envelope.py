@@ -1,6 +1,9 @@
-"""Errors as HTTP: one JSON envelope, OpenAI's, for every status and every route."""
+"""Errors as HTTP, and the forms in which dialects write errors and streams."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from msgspec import Struct, json
 
@@ -32,10 +35,31 @@ class Envelope(Struct, frozen=True):
 
 
 def envelope(error: FathomError) -> bytes:
-    """The JSON of an error."""
+    """The JSON of an error, as OpenAI writes it."""
     param = error.param if isinstance(error, RequestError) else None
     body = ErrorBody(message=str(error), type=error.error_type, param=param, code=error.code)
     return json.encode(Envelope(body))
+
+
+def sse(body: bytes) -> bytes:
+    """A server-sent event without a name."""
+    return b"data: " + body + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a dialect writes what no handler writes: errors, and the ends and gaps of streams.
+
+    `frame` makes an error a piece of a stream. `keep_alive` fills silence; empty: nothing may.
+    """
+
+    error: Callable[[FathomError], bytes] = envelope
+    frame: Callable[[bytes], bytes] = sse
+    stream_type: bytes = b"text/event-stream; charset=utf-8"
+    keep_alive: bytes = b": keep-alive\n\n"
+
+
+OPENAI = Form()
 
 
 def error_headers(error: FathomError) -> list[tuple[bytes, bytes]]:

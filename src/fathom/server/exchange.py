@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMap
 from typing import Any
 
 from fathom.errors import BodyTooLargeError, FathomError, MediaTypeError, RequestTimeoutError
-from fathom.server.envelope import envelope, error_headers
+from fathom.server.envelope import OPENAI, Form, error_headers
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -23,7 +23,6 @@ WRITE_TIMEOUT_S = 120.0
 # connection, and the client, still writing, would never read why.
 LINGER_S = 5.0
 JSON_HEADER: Header = (b"content-type", b"application/json")
-_COMMENT = b": keep-alive\n\n"
 
 
 class Disconnected(Exception):
@@ -37,6 +36,8 @@ class Exchange:
         self.scope = scope
         self._receive = receive
         self._send = send
+        self.form: Form = OPENAI
+        """How the route's dialect writes errors and streams."""
         self.tenant = ""
         """Who asks, where keys tell: their prefix caches are kept apart."""
         self.has_started = False
@@ -113,9 +114,9 @@ class Exchange:
 
     async def fail(self, error: FathomError) -> None:
         """Answer with an error; in a stream, with an event after which it just ends."""
-        body = envelope(error)
+        body = self.form.error(error)
         if self.has_started:
-            await self.write(b"data: " + body + b"\n\n", is_last=True)
+            await self.write(self.form.frame(body), is_last=True)
         elif self.is_body_read:
             await self.respond(error.http_status, body, [JSON_HEADER, *error_headers(error)])
         else:
@@ -137,13 +138,13 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": b""})
 
     async def start_stream(self) -> None:
-        """Open a stream of server-sent events, unless it is open."""
+        """Open a stream, unless it is open."""
         if self.has_started:
             return
         await self._start(
             200,
             [
-                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"content-type", self.form.stream_type),
                 (b"cache-control", b"no-store"),
                 (b"x-accel-buffering", b"no"),
             ],
@@ -161,7 +162,7 @@ class Exchange:
     ) -> None:
         """Do `work`, and cancel it as soon as the client is gone. The body has been read before.
 
-        `keep_alive_s`: the silence after which a started stream gets a comment.
+        `keep_alive_s`: the silence after which a started stream gets a sign of life.
         Raises: Disconnected; whatever `work` raises.
         """
         task = asyncio.ensure_future(work)
@@ -198,10 +199,10 @@ class Exchange:
             if self._writing_since_s is not None:
                 if now_s - self._writing_since_s > WRITE_TIMEOUT_S:
                     return
-            elif keep_alive_s is not None and self.has_started:
+            elif keep_alive_s is not None and self.has_started and self.form.keep_alive:
                 silence_s = now_s - self._last_write_s
                 if silence_s >= keep_alive_s:
-                    await self.write(_COMMENT)
+                    await self.write(self.form.keep_alive)
                 else:
                     pause_s = keep_alive_s - silence_s
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from fathom.server import page, probes
+from fathom.server.deepseek import balance
+from fathom.server.envelope import OPENAI, Form
 from fathom.server.exchange import Exchange
 from fathom.server.openai import chat, completions, models, tokens
 from fathom.server.state import ServerState
@@ -15,12 +17,22 @@ Handler = Callable[[ServerState, Exchange], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class RouteSpec:
-    """One row. `is_open`: needs no key."""
+    """One row. `is_open`: needs no key. `form`: how its dialect writes errors and streams."""
 
     method: str
     path: str
     handler: Handler
     is_open: bool = False
+    form: Form = OPENAI
+
+
+def _deepseek() -> Iterator[RouteSpec]:
+    """DeepSeek's API is OpenAI's under two base URLs without /v1; /beta has what is new there."""
+    for base in ("", "/beta"):
+        yield RouteSpec("POST", f"{base}/chat/completions", chat.chat_completions)
+        yield RouteSpec("POST", f"{base}/completions", completions.completions)
+        yield RouteSpec("GET", f"{base}/models", models.list_models)
+    yield RouteSpec("GET", "/user/balance", balance.user_balance)
 
 
 ROUTES = (
@@ -28,6 +40,7 @@ ROUTES = (
     RouteSpec("POST", "/v1/completions", completions.completions),
     RouteSpec("GET", "/v1/models", models.list_models),
     RouteSpec("GET", "/v1/models/{model:path}", models.show_model),
+    *_deepseek(),
     RouteSpec("POST", "/tokenize", tokens.tokenize),
     RouteSpec("POST", "/detokenize", tokens.detokenize),
     RouteSpec("GET", "/metrics", probes.metrics),

@@ -31,6 +31,8 @@ def one_meaning(
     if len(set(limits.values())) > 1:
         raise _disagree("the request limits reasoning twice", limits)
     budget = next(iter(limits.values()), None)
+    if budget and False in said.values():
+        raise _disagree("the request limits reasoning that it does not want", {**said, **limits})
     if budget is not None and budget < 0:
         raise RequestError(
             "the limit on reasoning is not valid",

@@ -1,4 +1,4 @@
-"""Plain completion prompts: text or token ids to the ids that the model gets."""
+"""Plain completion prompts: text or token ids to the ids that the model gets; gaps to be filled."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from fathom.errors import RequestError
 from fathom.text.tokenizer import Tokenizer
+
+_FIM = ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
 
 
 def encode_prompt(
@@ -38,3 +40,32 @@ def encode_prompt(
     if not ids:
         raise RequestError(f"{param} is empty", param=param, wanted="at least one token")
     return ids
+
+
+def encode_infill(
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int],
+    suffix: str,
+    *,
+    add_special_tokens: bool = True,
+) -> tuple[int, ...]:
+    """What stands before a gap and after it, in the order that DeepSeek's models learnt: the model
+    goes on with what belongs between.
+
+    Raises: RequestError as `encode_prompt`, and where the tokenizer has no tokens for it.
+    Source: the fill-in-the-middle examples of DeepSeek-Coder-V2's model card.
+    """
+    missing = [name for name in _FIM if name not in tokenizer.special_ids]
+    if missing:
+        raise RequestError(
+            "this checkpoint cannot fill in the middle",
+            param="suffix",
+            code="unsupported_value",
+            found=f"a tokenizer without {missing[0]}",
+        )
+    begin, hole, end = (tokenizer.special_ids[name] for name in _FIM)
+    before = () if prompt == "" else encode_prompt(tokenizer, prompt, add_special_tokens=False)
+    after = tokenizer.encode(suffix)
+    has_bos = add_special_tokens and tokenizer.adds_bos and tokenizer.bos_id is not None
+    bos = (tokenizer.bos_id,) if has_bos and tokenizer.bos_id is not None else ()
+    return (*bos, begin, *before, hole, *after, end)

@@ -29,6 +29,7 @@ from fathom.server.openai.responses import (
 )
 from fathom.server.openai.sampling import sampling_params
 from fathom.server.openai.schema import ChatRequest, given
+from fathom.server.openai.schema import Thinking as ThinkingField
 from fathom.server.state import ServerState
 from fathom.server.thinking import Thinking, one_meaning
 from fathom.text.chat import asked_thinking
@@ -80,13 +81,21 @@ def _prepare(ask: Ask) -> _Job:
 
 def _thinking(request: ChatRequest) -> Thinking:
     """Whether reasoning is asked for, under any of its names."""
-    effort, thinking = request.reasoning_effort, request.thinking
+    effort, thinking, budget = request.reasoning_effort, request.thinking, None
+    if isinstance(thinking, ThinkingField):
+        budget, thinking = thinking.budget_tokens, thinking.type == "enabled"
     return one_meaning(
         {
             "chat_template_kwargs": asked_thinking(given(request.chat_template_kwargs)),
-            "thinking": None if thinking is None else thinking.type == "enabled",
+            "thinking": thinking,
+            "enable_thinking": request.enable_thinking,
             "reasoning_effort": None if effort is None else effort != "none",
-        }
+        },
+        {
+            "thinking.budget_tokens": budget,
+            "thinking_token_budget": request.thinking_token_budget,
+            "max_thinking_tokens": request.max_thinking_tokens,
+        },
     )
 
 

@@ -28,7 +28,7 @@ from fathom.server.openai.sampling import sampling_params
 from fathom.server.openai.schema import CompletionRequest
 from fathom.server.state import ServerState
 from fathom.text.delta import Delta, FinishReason
-from fathom.text.prompt import encode_prompt
+from fathom.text.prompt import encode_infill, encode_prompt
 from fathom.text.tokenizer import Tokenizer
 
 MAX_PROMPTS = 256
@@ -79,7 +79,7 @@ def _prepare(ask: Ask) -> _Job:
     name = f"cmpl-{request.request_id or uuid4().hex}"
     generates = []
     for number, prompt in enumerate(prompts):
-        ids = encode_prompt(model.tokenizer, prompt, add_special_tokens=request.add_special_tokens)
+        ids = _ids(request, prompt, model.tokenizer)
         generates.append(
             GenerateRequest(
                 id=f"{name}-{number}",
@@ -127,6 +127,22 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
             fix="send several requests",
         )
     return several
+
+
+def _ids(
+    request: CompletionRequest, prompt: str | list[int], tokenizer: Tokenizer
+) -> tuple[int, ...]:
+    bos = request.add_special_tokens
+    if not request.suffix:
+        return encode_prompt(tokenizer, prompt, add_special_tokens=bos)
+    if request.echo:
+        raise RequestError(
+            "echo does not go with suffix",
+            param="echo",
+            code="unsupported_value",
+            fix="leave it out",
+        )
+    return encode_infill(tokenizer, prompt, request.suffix, add_special_tokens=bos)
 
 
 def _echo(prompt: str | list[int], tokenizer: Tokenizer) -> str:

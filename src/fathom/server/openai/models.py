@@ -1,7 +1,8 @@
-"""GET /v1/models and /v1/models/{model}."""
+"""GET /v1/models and /v1/models/{model}, in OpenAI's form and in Anthropic's at once."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from msgspec import json
@@ -14,7 +15,16 @@ async def list_models(state: ServerState, exchange: Exchange) -> None:
     """Every served name."""
     _, model = state.require()
     data = [_card(model, name) for name in model.plan.served_names]
-    await exchange.respond(200, json.encode({"object": "list", "data": data}))
+    told = json.encode(
+        {
+            "object": "list",
+            "data": data,
+            "has_more": False,
+            "first_id": data[0]["id"],
+            "last_id": data[-1]["id"],
+        }
+    )
+    await exchange.respond(200, told)
 
 
 async def show_model(state: ServerState, exchange: Exchange) -> None:
@@ -34,4 +44,7 @@ def _card(model: ServedModel, name: str) -> dict[str, Any]:
         "root": model.name,
         "parent": None,
         "max_model_len": model.plan.max_model_len,
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(model.created_s, UTC).isoformat(),
     }

@@ -23,9 +23,6 @@ _NO_STORE = Refused("nothing is stored on the server")
 _NO_LORA = Refused("adapters are not implemented yet")
 _NO_TRANSFER = Refused("moving KV between engines is not implemented yet")
 _NO_BEAM = Refused("beam search is not implemented yet", fix="use n with a temperature")
-_NO_LIMIT_OF_REASONING = Refused(
-    "a limit on reasoning alone is not implemented yet", fix="use max_tokens"
-)
 _ALWAYS_SPLIT = "reasoning is always given apart from the content"
 _DEAD_FUNCTIONS = Refused("OpenAI replaced it in 2023", fix="use tools and tool_choice")
 
@@ -104,9 +101,6 @@ CHAT: Mapping[str, Refused] = MappingProxyType(
         "include_reasoning": Refused(_ALWAYS_SPLIT, (True,)),
         "separate_reasoning": Refused(_ALWAYS_SPLIT, (True,)),
         "stream_reasoning": Refused("reasoning streams as it comes", (True,)),
-        "enable_thinking": Refused("vLLM's name is used here", fix="use chat_template_kwargs"),
-        "thinking_token_budget": _NO_LIMIT_OF_REASONING,
-        "max_thinking_tokens": _NO_LIMIT_OF_REASONING,
         "reasoning": Refused("it belongs to /v1/responses", fix="use reasoning_effort"),
     }
 )
@@ -114,7 +108,6 @@ CHAT: Mapping[str, Refused] = MappingProxyType(
 COMPLETION: Mapping[str, Refused] = MappingProxyType(
     _COMMON
     | {
-        "suffix": Refused("filling in the middle is not implemented yet", ("",)),
         "messages": Refused("it belongs to /v1/chat/completions", fix="use prompt"),
         "response_format": Refused(_NO_GRAMMAR.why, ({"type": "text"},), _NO_GRAMMAR.fix),
         "max_completion_tokens": Refused(
@@ -159,7 +152,6 @@ INNER: Mapping[str, Mapping[str, Refused]] = MappingProxyType(
             "include_obfuscation": Refused("chunks are not padded", (False,)),
         },
         "response_format": {"json_schema": _NO_GRAMMAR, "schema": _NO_GRAMMAR},
-        "thinking": {"budget_tokens": _NO_LIMIT_OF_REASONING},
         "chat_template_kwargs": {"reasoning_effort": Refused("it is a field of the request")},
     }
 )

@@ -33,9 +33,10 @@ def given(kwargs: TemplateKwargs | None) -> dict[str, object]:
 
 
 class Thinking(Struct, frozen=True, forbid_unknown_fields=True):
-    """`thinking`: DeepSeek's own way to ask for reasoning."""
+    """`thinking`: DeepSeek's own way to ask for reasoning, with Anthropic's limit."""
 
     type: Literal["enabled", "disabled"]
+    budget_tokens: int | None = None
 
 
 class ResponseFormat(Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,7 +105,10 @@ class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
     chat_template_kwargs: TemplateKwargs | None = None
-    thinking: Thinking | None = None
+    thinking: Thinking | bool | None = None
+    enable_thinking: bool | None = None
+    thinking_token_budget: int | None = None
+    max_thinking_tokens: int | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None
     )
@@ -116,6 +120,7 @@ class CompletionRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fiel
     """The body of POST /v1/completions."""
 
     prompt: str | list[str | int | list[int]]
+    suffix: str | None = None
     echo: bool = False
     logprobs: int | None = None
     add_special_tokens: bool = True
