@@ -12,14 +12,36 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fathom.server.openai import refused
+from fathom.server.anthropic.refused import OF_MESSAGES
+from fathom.server.anthropic.schema import MessagesRequest
+from fathom.server.openai.refused import OF_CHAT, OF_COMPLETION
 from fathom.server.openai.schema import ChatRequest, CompletionRequest
+from fathom.server.routes import ROUTES
 from tests.server.live_server import LiveServer
 from tests.server.scripted_engine import MODEL
 
-FIELDS = sorted(
-    {*ChatRequest.__struct_fields__, *CompletionRequest.__struct_fields__, *refused.CHAT}
-)
+HI = [{"role": "user", "content": "?"}]
+# Path -> a good body, and the names that a body may have.
+ASKED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "/v1/chat/completions": (
+        {"model": MODEL, "messages": HI},
+        [*ChatRequest.__struct_fields__, *OF_CHAT.top],
+    ),
+    "/v1/completions": (
+        {"model": MODEL, "prompt": "?"},
+        [*CompletionRequest.__struct_fields__, *OF_COMPLETION.top],
+    ),
+    "/v1/messages": (
+        {"model": MODEL, "messages": HI, "max_tokens": 5},
+        [*MessagesRequest.__struct_fields__, *OF_MESSAGES.top],
+    ),
+}
+# Tested elsewhere here, or the same handlers under other paths.
+OTHERS = {
+    *("/tokenize", "/detokenize", "/v1/messages/count_tokens", "/chat/completions"),
+    *("/completions", "/beta/chat/completions", "/beta/completions"),
+    *("/anthropic/v1/messages", "/anthropic/v1/messages/count_tokens"),
+}
 VALUES = st.recursive(
     st.one_of(
         st.none(),
@@ -46,7 +68,19 @@ MESSAGES = st.lists(
     ),
     max_size=4,
 )
-BODIES = st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4)
+BLOCKS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "tool_use", "tool_result", "thinking", "x"])},
+        optional=dict.fromkeys(("text", "id", "name", "input", "tool_use_id", "content"), VALUES),
+    ),
+    max_size=3,
+)
+TURNS = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system"]), "content": BLOCKS}
+    ),
+    max_size=4,
+)
 SETTINGS = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -62,18 +96,34 @@ def check(response: httpx.Response) -> None:
     assert response.status_code < 500, response.text
     if response.status_code >= 400:
         error = response.json()["error"]
-        assert error["message"]
-        assert error["type"]
-        assert error["code"]
+        if isinstance(error, dict):
+            assert error["message"]
+            assert error["type"]
+            assert error["code"]
+        assert error
+
+
+def test_every_route_with_a_body_is_here() -> None:
+    assert {route.path for route in ROUTES if route.method == "POST"} == {*ASKED, *OTHERS}
+
+
+@pytest.mark.parametrize("path", ASKED)
+@SETTINGS
+@given(st.data())
+def test_any_values_in_known_fields(http: httpx.Client, path: str, data: st.DataObject) -> None:
+    good, names = ASKED[path]
+    body = data.draw(st.dictionaries(st.sampled_from(names), VALUES, max_size=4))
+    check(http.post(path, json=good))
+    check(http.post(path, json={**good, **body}))
 
 
 @SETTINGS
-@given(st.sampled_from(["/v1/chat/completions", "/v1/completions"]), BODIES)
-def test_any_values_in_known_fields(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
-    good = {"model": MODEL, "messages": [{"role": "user", "content": "?"}]}
-    if path == "/v1/completions":
-        good = {"model": MODEL, "prompt": "?"}
-    check(http.post(path, json={**good, **body}))
+@given(TURNS, VALUES)
+def test_any_blocks(http: httpx.Client, turns: list[Any], tools: object) -> None:
+    body = {"messages": turns, "max_tokens": 5}
+    check(http.post("/v1/messages", json=body))
+    check(http.post("/v1/messages", json={**body, "system": turns, "tools": tools}))
+    check(http.post("/v1/messages/count_tokens", json={"messages": turns}))
 
 
 @SETTINGS

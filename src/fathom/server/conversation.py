@@ -30,9 +30,9 @@ class Chat:
     cache_salt: str = ""
     priority: int = 0
 
-    def request(self, model: ServedModel) -> GenerateRequest:
-        """From text to tokens. Raises: RequestError naming the field at fault."""
-        prompt_ids = encode_chat(
+    def prompt_ids(self, model: ServedModel) -> tuple[int, ...]:
+        """The prompt as tokens. Raises: RequestError naming the field at fault."""
+        return encode_chat(
             model.tokenizer,
             model.template,
             self.messages,
@@ -41,6 +41,10 @@ class Chat:
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=self.continue_final_message,
         )
+
+    def request(self, model: ServedModel) -> GenerateRequest:
+        """From text to tokens. Raises: RequestError naming the field at fault."""
+        prompt_ids = self.prompt_ids(model)
         format = model.template.output_format(
             model.tokenizer, prompt_ids, reads_tools=self.tools is not None
         )
@@ -101,3 +105,12 @@ def fit_context(
         )
     asked = room if params.max_tokens is None else params.max_tokens
     return replace(params, max_tokens=min(asked, room))
+
+
+def sampling_of(defaults: SamplingParams, **fields: Any) -> SamplingParams:
+    """The checkpoint's `defaults` for how to choose tokens, and what a request gave: not None.
+
+    Raises: RequestError that names the field.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    return replace(defaults, **{"max_tokens": None, **given})

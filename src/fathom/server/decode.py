@@ -59,14 +59,28 @@ def decode(
     `warnings`: where given, fields that would be refused or are unknown are left out and told here.
     Raises: RequestError that names the field at fault, and for an unknown one the nearest known.
     """
-    raw = _parse(body)
+    return read(_parse(body), kind, refusals, warnings)
+
+
+def read(
+    raw: object,
+    kind: type[RequestT],
+    refusals: Refusals = NOTHING_REFUSED,
+    warnings: list[str] | None = None,
+    where: str = "",
+) -> RequestT:
+    """The same from what JSON was parsed to; `where` is its path in the body."""
     if not isinstance(raw, dict):
-        raise RequestError("the body is not a JSON object", found=_json_type(raw))
-    cleaned = _Check(refusals, warnings).fields(raw, kind, "", refusals.top)
+        raise RequestError(
+            f"{where or 'the body'} is not a JSON object",
+            param=where or None,
+            found=_json_type(raw),
+        )
+    cleaned = _Check(refusals, warnings).fields(raw, kind, where, refusals.top)
     try:
         return msgspec.convert(cleaned, kind)
     except msgspec.ValidationError as error:
-        raise _shape_error(str(error)) from None
+        raise _shape_error(str(error), where) from None
     except RecursionError:
         raise RequestError("the body is nested too deeply") from None
 
@@ -172,7 +186,7 @@ def _refusal(where: str, name: str, entry: Refused | None, names: list[str]) -> 
     )
 
 
-def _shape_error(message: str) -> RequestError:
+def _shape_error(message: str, where: str) -> RequestError:
     """msgspec's message, with the field's path taken out of it."""
     match = _WHERE.search(message)
     text = _WHERE.sub("", message).replace("`", "")
@@ -181,6 +195,8 @@ def _shape_error(message: str) -> RequestError:
     if missing:
         path = f"{path}.{missing[1]}" if path else missing[1]
         text = "required, but not there"
+    if where:
+        path = f"{where}.{path}" if path else where
     return RequestError(
         f"{path or 'the body'}: {text[:1].lower()}{text[1:]}",
         param=path or None,

@@ -12,7 +12,7 @@ import msgspec
 
 from fathom.engine.requests import GenerateRequest
 from fathom.server.answer import Choice, Tally
-from fathom.server.decode import NOTHING_REFUSED, Refusals, decode
+from fathom.server.decode import NOTHING_REFUSED, Refusals, decode, read
 from fathom.server.exchange import Exchange
 from fathom.server.generation import News, first_or_late, run
 from fathom.server.state import ServedModel, ServerState
@@ -34,6 +34,10 @@ class Ask:
     def read(self, kind: type[StructT], refusals: Refusals = NOTHING_REFUSED) -> StructT:
         """The body as a `kind`. Raises: RequestError that names the field at fault."""
         return decode(self.body, kind, refusals, self.warnings if self.is_lenient else None)
+
+    def part(self, raw: object, kind: type[StructT], refusals: Refusals, where: str) -> StructT:
+        """What stands at `where` in the body, as a `kind`. Raises: RequestError."""
+        return read(raw, kind, refusals, self.warnings if self.is_lenient else None, where)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +67,8 @@ class Events(ABC, Generic[JobT]):
         self._job = job
         self._tally = job.tally()
 
-    def opening(self) -> bytes:
-        """What comes before everything else."""
+    def opening(self, first: Delta | None) -> bytes:
+        """What comes before everything else; `first` comes next, where it is there already."""
         return b""
 
     @abstractmethod
@@ -100,13 +104,18 @@ async def answer(
     await exchange.while_connected(work(), keep_alive_s=state.config.keep_alive_interval_s)
 
 
-async def collect(job: Job[Any], news: AsyncGenerator[News, None]) -> tuple[Choice, Tally]:
-    """All of the one choice of a job with one prompt, and its counts."""
+async def collect(
+    job: Job[Any],
+    news: AsyncGenerator[News, None],
+    wanted: Callable[[Delta], Delta] = lambda delta: delta,
+) -> tuple[Choice, Tally]:
+    """All of the one choice of a job with one prompt, and its counts; of each delta what is
+    `wanted`."""
     choice, tally = Choice(), job.tally()
     async for number, deltas in news:
         for delta in deltas:
             tally.add(number, delta)
-            choice.add(delta)
+            choice.add(wanted(delta))
     return choice, tally
 
 
@@ -125,14 +134,14 @@ def _of_tenant(generates: tuple[GenerateRequest, ...], tenant: str) -> tuple[Gen
 async def _stream(
     events: Events[JobT], exchange: Exchange, news: AsyncGenerator[News, None]
 ) -> None:
-    opening = events.opening()
     async with aclosing(first_or_late(news)) as items:
         async for item in items:
-            parts = [opening] if opening else []
-            opening = b""
+            parts = []
+            if not exchange.has_started:
+                parts = [events.opening(item[1][0] if item and item[1] else None)]
             if item is not None:
                 parts += [part for delta in item[1] for part in events.of(item[0], delta)]
-            if parts or item is None:
+            if any(parts) or item is None:
                 await exchange.start_stream()
                 await exchange.write(b"".join(parts))
     await exchange.start_stream()

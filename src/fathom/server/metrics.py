@@ -55,6 +55,7 @@ _HISTOGRAMS: Mapping[str, tuple[str, tuple[float, ...] | None]] = {
 _COUNTERS: Mapping[str, str] = {
     "prompt_tokens_cached": "Tokens of prompts whose KV came from the prefix cache",
     "admission_rejections": "Requests refused because the queue was full",
+    "volatile_prompt_headers": "Prompts that began with a line that changes every time, left out",
 }
 
 

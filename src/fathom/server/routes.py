@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from fathom.server import page, probes
+from fathom.server.anthropic import messages
+from fathom.server.anthropic.wire import ANTHROPIC
 from fathom.server.deepseek import balance
 from fathom.server.envelope import OPENAI, Form
 from fathom.server.exchange import Exchange
@@ -35,12 +37,20 @@ def _deepseek() -> Iterator[RouteSpec]:
     yield RouteSpec("GET", "/user/balance", balance.user_balance)
 
 
+def _anthropic() -> Iterator[RouteSpec]:
+    """Anthropic's API, and the same under the base URL that DeepSeek has for its clients."""
+    for base in ("", "/anthropic"):
+        for path, handler in (("", messages.messages), ("/count_tokens", messages.count_tokens)):
+            yield RouteSpec("POST", f"{base}/v1/messages{path}", handler, form=ANTHROPIC)
+
+
 ROUTES = (
     RouteSpec("POST", "/v1/chat/completions", chat.chat_completions),
     RouteSpec("POST", "/v1/completions", completions.completions),
     RouteSpec("GET", "/v1/models", models.list_models),
     RouteSpec("GET", "/v1/models/{model:path}", models.show_model),
     *_deepseek(),
+    *_anthropic(),
     RouteSpec("POST", "/tokenize", tokens.tokenize),
     RouteSpec("POST", "/detokenize", tokens.detokenize),
     RouteSpec("GET", "/metrics", probes.metrics),

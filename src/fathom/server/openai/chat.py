@@ -149,7 +149,7 @@ def _wanted(delta: Delta, request: ChatRequest) -> Delta:
 class _Chunks(Chunks[_Job]):
     """A stream's events, from its deltas."""
 
-    def opening(self) -> bytes:
+    def opening(self, first: Delta | None) -> bytes:
         """A chunk for each choice that says whose message it is."""
         start = MessageOut(role="assistant", content="")
         request, (generate,) = self._job.request, self._job.generates

@@ -1,0 +1,210 @@
+"""From Anthropic's messages, blocks and tools to the one form of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from fathom.errors import RequestError
+from fathom.server.anthropic.refused import OF_BLOCKS
+from fathom.server.anthropic.schema import (
+    CountRequest,
+    RedactedBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from fathom.server.job import Ask
+from fathom.server.thinking import Thinking
+from fathom.text.chat import ChatTemplate
+
+# An agent writes this line, with a checksum of the request in it, in front of its system prompt.
+# It is for who bills, not for the model, and no two requests would share a prefix behind it.
+BILLING_LINE = "x-anthropic-billing-header:"
+_BETWEEN = "\n\n"
+
+_KINDS: Mapping[str, Mapping[str, type[Struct]]] = {
+    "system": {"text": TextBlock},
+    "user": {"text": TextBlock, "tool_result": ToolResultBlock},
+    "assistant": {
+        "text": TextBlock,
+        "thinking": ThinkingBlock,
+        "redacted_thinking": RedactedBlock,
+        "tool_use": ToolUseBlock,
+    },
+}
+StructT = TypeVar("StructT", bound=Struct)
+
+
+def messages_of(ask: Ask, request: CountRequest) -> list[dict[str, Any]]:
+    """The conversation in OpenAI's form. Raises: RequestError naming the field at fault."""
+    told: list[dict[str, Any]] = []
+    system = _without_billing(_blocks(ask, request.system or "", "system", "system"))
+    if system:
+        told.append({"role": "system", "content": _text(system)})
+    for index, message in enumerate(request.messages):
+        blocks = _blocks(ask, message.content, message.role, f"messages[{index}].content")
+        if message.role == "assistant":
+            told.append(_assistant(blocks))
+        else:
+            told += _results(ask, blocks, f"messages[{index}].content")
+            texts = _of(blocks, TextBlock)
+            if texts or not blocks:
+                told.append({"role": message.role, "content": _text(texts)})
+    if told and told[-1].get("tool_calls"):
+        raise RequestError(
+            "the last message calls tools, so there is nothing to go on with",
+            param="messages",
+            fix="send the tools' results",
+        )
+    return _joined(told)
+
+
+def has_billing_line(request: CountRequest) -> bool:
+    """Whether `messages_of` leaves out a line of the system prompt that changes every time."""
+    system = request.system or ""
+    texts = [system] if isinstance(system, str) else [block.get("text") for block in system[:2]]
+    return any(isinstance(text, str) and text.startswith(BILLING_LINE) for text in texts)
+
+
+def tools_of(request: CountRequest) -> list[dict[str, Any]] | None:
+    """The tools that the model is shown, in OpenAI's form."""
+    if not request.tools or (request.tool_choice and request.tool_choice.type == "none"):
+        return None
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.input_schema,
+            },
+        }
+        for tool in request.tools
+    ]
+
+
+def thinking_of(request: CountRequest, template: ChatTemplate) -> Thinking:
+    """Whether to think. Adaptive leaves it to the model, and means yes to one that can do both."""
+    asked = request.thinking
+    if asked is None:
+        return Thinking()
+    if asked.type == "adaptive":
+        return Thinking(True if template.reasons == "asked" else None, asked.budget_tokens)
+    if asked.budget_tokens is not None and (asked.type == "disabled" or asked.budget_tokens < 0):
+        raise RequestError(
+            "the limit on reasoning is not valid",
+            param="thinking.budget_tokens",
+            found=f"{asked.budget_tokens}, {asked.type}",
+            wanted="0 or more tokens, with reasoning enabled",
+        )
+    return Thinking(asked.type == "enabled", asked.budget_tokens)
+
+
+def tell_of_unheeded(ask: Ask, request: CountRequest) -> None:
+    """Warn of what agents always send and what changes nothing here. Raises: RequestError for
+    edits of the context that would change the prompt."""
+    if request.output_config and request.output_config.effort:
+        ask.warnings.append("output_config.effort: the models have no degrees of effort")
+    if request.context_management:
+        edits = request.context_management.get("edits") or []
+        kinds = {edit.get("type") if isinstance(edit, dict) else None for edit in edits}
+        if set(request.context_management) != {"edits"} or kinds - {"clear_thinking_20251015"}:
+            raise RequestError(
+                "context_management is not supported: conversations are not edited here",
+                param="context_management",
+                code="unsupported_parameter",
+                fix="leave out what the model is not to see",
+            )
+        ask.warnings.append(
+            "context_management: the chat template leaves out earlier reasoning by itself"
+        )
+    if has_billing_line(request):
+        ask.warnings.append(
+            f"system: its line {BILLING_LINE} was left out, for it changes with every request and "
+            "would spoil the prefix cache"
+        )
+
+
+def _blocks(ask: Ask, content: str | list[dict[str, Any]], role: str, where: str) -> list[Struct]:
+    if isinstance(content, str):
+        return [TextBlock(type="text", text=content)] if content else []
+    kinds = _KINDS[role]
+    blocks = []
+    for index, raw in enumerate(content):
+        at = f"{where}[{index}]"
+        name = raw.get("type")
+        kind = kinds.get(name) if isinstance(name, str) else None
+        if kind is None:
+            raise RequestError(
+                f"{at} is a block of a kind that cannot be read here",
+                param=f"{at}.type",
+                code="unsupported_content",
+                found=repr(name)[:80],
+                wanted=", ".join(kinds),
+                fix="describe it in words: DeepSeek's language models read text only",
+            )
+        blocks.append(ask.part(raw, kind, OF_BLOCKS, at))
+    return blocks
+
+
+def _without_billing(blocks: list[Struct]) -> list[Struct]:
+    kept: list[Struct] = []
+    for block in blocks:
+        text = getattr(block, "text", "")
+        if text.startswith(BILLING_LINE):
+            text = text.partition("\n")[2].lstrip("\n")
+        if text:
+            kept.append(TextBlock(type="text", text=text))
+    return kept
+
+
+def _assistant(blocks: Sequence[Struct]) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": "".join(block.text for block in _of(blocks, TextBlock)),
+        "reasoning_content": "".join(block.thinking for block in _of(blocks, ThinkingBlock)),
+    }
+    calls = _of(blocks, ToolUseBlock)
+    if calls:
+        message["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": call.input}}
+            for call in calls
+        ]
+    return message
+
+
+def _results(ask: Ask, blocks: Sequence[Struct], where: str) -> list[dict[str, Any]]:
+    """A message for each result. The templates have no place for `is_error`, so a word says it."""
+    told = []
+    for block in _of(blocks, ToolResultBlock):
+        text = _text(_blocks(ask, block.content, "system", f"{where}.content"))
+        if block.is_error:
+            text = f"Error: {text}"
+        told.append({"role": "tool", "content": text, "tool_call_id": block.tool_use_id})
+    return told
+
+
+def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Turns of one speaker in a row as one turn, as the API says."""
+    told: list[dict[str, Any]] = []
+    for message in messages:
+        last = told[-1] if told else None
+        is_same = last is not None and last["role"] == message["role"] != "tool"
+        if last is None or not is_same or "tool_calls" in last or "tool_calls" in message:
+            told.append(message)
+        else:
+            between = "" if message["role"] == "assistant" else _BETWEEN
+            last["content"] += between + message["content"]
+    return told
+
+
+def _of(blocks: Sequence[Struct], kind: type[StructT]) -> list[StructT]:
+    return [block for block in blocks if isinstance(block, kind)]
+
+
+def _text(blocks: Sequence[Struct]) -> str:
+    return _BETWEEN.join(block.text for block in _of(blocks, TextBlock))

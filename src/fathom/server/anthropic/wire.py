@@ -1,0 +1,81 @@
+"""What Anthropic's API says: messages, their events, counts and errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import json
+
+from fathom.errors import FathomError, RequestError
+from fathom.server.answer import Choice, Counts
+from fathom.server.envelope import Form
+
+_ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def event(name: str, **fields: Any) -> bytes:
+    """A server-sent event with its name, which is the object's type too."""
+    body = json.encode({"type": name, **fields})
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), body)
+
+
+def _error(error: FathomError) -> bytes:
+    kind = "api_error" if error.http_status >= 500 else "invalid_request_error"
+    told: dict[str, Any] = {
+        "type": _ERROR_TYPES.get(error.http_status, kind),
+        "message": str(error),
+        "code": error.code,
+    }
+    if isinstance(error, RequestError) and error.param is not None:
+        told["param"] = error.param
+    return json.encode({"type": "error", "error": told, "request_id": None})
+
+
+ANTHROPIC = Form(
+    error=_error,
+    frame=lambda body: b"event: error\ndata: " + body + b"\n\n",
+    keep_alive=event("ping"),
+)
+
+
+def usage(counts: Counts) -> dict[str, Any]:
+    """Token counts. The three kinds of input add up to the prompt; nothing is written to the cache
+    for a price of its own."""
+    return {
+        "input_tokens": counts.prompt - counts.cached,
+        "cache_read_input_tokens": counts.cached,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": counts.completion,
+        "output_tokens_details": {"thinking_tokens": counts.reasoning},
+    }
+
+
+def content(choice: Choice, *, shows_thinking: bool) -> list[dict[str, Any]]:
+    """The blocks of a whole answer."""
+    blocks: list[dict[str, Any]] = []
+    if choice.reasoning:
+        text = choice.reasoning if shows_thinking else ""
+        blocks.append({"type": "thinking", "thinking": text, "signature": ""})
+    if choice.text:
+        blocks.append({"type": "text", "text": choice.text})
+    for call in choice.tool_calls:
+        block = {"type": "tool_use", "id": call.id, "name": call.name}
+        blocks.append({**block, "input": _input(call.arguments)})
+    return blocks
+
+
+def _input(arguments: str) -> Any:
+    """A call's arguments; what the model wrote that is no JSON object goes by a name that says
+    so, for the field has to be an object."""
+    try:
+        parsed = json.decode(arguments or "{}")
+    except ValueError:
+        parsed = None
+    return parsed if isinstance(parsed, dict) else {"INVALID_JSON": arguments}
