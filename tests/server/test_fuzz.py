@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from fathom.server.anthropic.refused import OF_MESSAGES
 from fathom.server.anthropic.schema import MessagesRequest
+from fathom.server.ollama.schema import REFUSALS as OLLAMA_REFUSALS
+from fathom.server.ollama.schema import ChatRequest as OllamaChatRequest
+from fathom.server.ollama.schema import GenerateRequest as OllamaGenerateRequest
 from fathom.server.openai.refused import OF_CHAT, OF_COMPLETION
 from fathom.server.openai.schema import ChatRequest, CompletionRequest
 from fathom.server.routes import ROUTES
@@ -35,6 +38,15 @@ ASKED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"model": MODEL, "messages": HI, "max_tokens": 5},
         [*MessagesRequest.__struct_fields__, *OF_MESSAGES.top],
     ),
+    "/api/chat": (
+        {"model": MODEL, "messages": HI},
+        [*OllamaChatRequest.__struct_fields__, *OLLAMA_REFUSALS.top],
+    ),
+    "/api/generate": (
+        {"model": MODEL, "prompt": "?"},
+        [*OllamaGenerateRequest.__struct_fields__, *OLLAMA_REFUSALS.top],
+    ),
+    "/api/show": ({"model": MODEL}, ["model", "verbose"]),
 }
 # Tested elsewhere here, or the same handlers under other paths.
 OTHERS = {

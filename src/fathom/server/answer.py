@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import json
 
 from fathom.text.delta import Delta, TokenLogprob, ToolCallDelta
 
@@ -20,6 +23,15 @@ class Call:
     def arguments(self) -> str:
         """What there is of its JSON text."""
         return "".join(self.pieces)
+
+    def as_object(self) -> dict[str, Any]:
+        """The arguments where they have to be an object: what the model wrote that is none goes by
+        a name that says so."""
+        try:
+            parsed = json.decode(self.arguments or "{}")
+        except ValueError:
+            parsed = None
+        return parsed if isinstance(parsed, dict) else {"INVALID_JSON": self.arguments}
 
 
 @dataclass(frozen=True, slots=True)

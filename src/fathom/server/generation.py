@@ -36,6 +36,8 @@ async def run(
 async def _merged(
     engine: Engine, requests: Sequence[GenerateRequest]
 ) -> AsyncGenerator[News, None]:
+    if not requests:
+        return
     if len(requests) == 1:
         async with aclosing(engine.generate(requests[0])) as deltas_of_steps:
             async for deltas in deltas_of_steps:

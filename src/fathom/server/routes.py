@@ -11,6 +11,9 @@ from fathom.server.anthropic.wire import ANTHROPIC
 from fathom.server.deepseek import balance
 from fathom.server.envelope import OPENAI, Form
 from fathom.server.exchange import Exchange
+from fathom.server.ollama import catalogue
+from fathom.server.ollama import chat as ollama_chat
+from fathom.server.ollama.wire import OLLAMA
 from fathom.server.openai import chat, completions, models, tokens
 from fathom.server.state import ServerState
 
@@ -44,6 +47,16 @@ def _anthropic() -> Iterator[RouteSpec]:
             yield RouteSpec("POST", f"{base}/v1/messages{path}", handler, form=ANTHROPIC)
 
 
+def _ollama() -> Iterator[RouteSpec]:
+    """Ollama's API, as far as it is about one model that is loaded."""
+    yield RouteSpec("POST", "/api/chat", ollama_chat.chat, form=OLLAMA)
+    yield RouteSpec("POST", "/api/generate", ollama_chat.generate, form=OLLAMA)
+    yield RouteSpec("POST", "/api/show", catalogue.show, form=OLLAMA)
+    yield RouteSpec("GET", "/api/tags", catalogue.tags, form=OLLAMA)
+    yield RouteSpec("GET", "/api/ps", catalogue.running, form=OLLAMA)
+    yield RouteSpec("GET", "/api/version", probes.version, form=OLLAMA)
+
+
 ROUTES = (
     RouteSpec("POST", "/v1/chat/completions", chat.chat_completions),
     RouteSpec("POST", "/v1/completions", completions.completions),
@@ -51,6 +64,7 @@ ROUTES = (
     RouteSpec("GET", "/v1/models/{model:path}", models.show_model),
     *_deepseek(),
     *_anthropic(),
+    *_ollama(),
     RouteSpec("POST", "/tokenize", tokens.tokenize),
     RouteSpec("POST", "/detokenize", tokens.detokenize),
     RouteSpec("GET", "/metrics", probes.metrics),

@@ -42,6 +42,11 @@ def encode_prompt(
     return ids
 
 
+def can_infill(tokenizer: Tokenizer) -> bool:
+    """Whether `encode_infill` works."""
+    return all(name in tokenizer.special_ids for name in _FIM)
+
+
 def encode_infill(
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],
@@ -55,13 +60,12 @@ def encode_infill(
     Raises: RequestError as `encode_prompt`, and where the tokenizer has no tokens for it.
     Source: the fill-in-the-middle examples of DeepSeek-Coder-V2's model card.
     """
-    missing = [name for name in _FIM if name not in tokenizer.special_ids]
-    if missing:
+    if not can_infill(tokenizer):
         raise RequestError(
             "this checkpoint cannot fill in the middle",
             param="suffix",
             code="unsupported_value",
-            found=f"a tokenizer without {missing[0]}",
+            found=f"a tokenizer without {', '.join(_FIM)}",
         )
     begin, hole, end = (tokenizer.special_ids[name] for name in _FIM)
     before = () if prompt == "" else encode_prompt(tokenizer, prompt, add_special_tokens=False)

@@ -67,15 +67,5 @@ def content(choice: Choice, *, shows_thinking: bool) -> list[dict[str, Any]]:
         blocks.append({"type": "text", "text": choice.text})
     for call in choice.tool_calls:
         block = {"type": "tool_use", "id": call.id, "name": call.name}
-        blocks.append({**block, "input": _input(call.arguments)})
+        blocks.append({**block, "input": call.as_object()})
     return blocks
-
-
-def _input(arguments: str) -> Any:
-    """A call's arguments; what the model wrote that is no JSON object goes by a name that says
-    so, for the field has to be an object."""
-    try:
-        parsed = json.decode(arguments or "{}")
-    except ValueError:
-        parsed = None
-    return parsed if isinstance(parsed, dict) else {"INVALID_JSON": arguments}

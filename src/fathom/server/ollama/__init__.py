@@ -1,0 +1,1 @@
+"""Ollama's dialect: /api/chat, /api/generate and what lists models; streams of JSON lines."""

@@ -1,0 +1,108 @@
+"""GET /api/tags and /api/ps, POST /api/show: the one model, under each of its names."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from msgspec import json
+
+from fathom.server.decode import decode
+from fathom.server.exchange import Exchange
+from fathom.server.ollama.schema import ShowRequest
+from fathom.server.ollama.wire import served_name
+from fathom.server.state import ServedModel, ServerState
+from fathom.spec.deepseek_params import parameter_table
+from fathom.spec.model import ModelSpec
+from fathom.text.prompt import can_infill
+
+
+async def tags(state: ServerState, exchange: Exchange) -> None:
+    """Every served name."""
+    _, model = state.require()
+    await exchange.respond(200, json.encode({"models": _cards(model)}))
+
+
+async def running(state: ServerState, exchange: Exchange) -> None:
+    """The same, with how much context there is: what is served is loaded, and stays so."""
+    _, model = state.require()
+    more = {"context_length": model.plan.max_model_len}
+    await exchange.respond(200, json.encode({"models": [{**c, **more} for c in _cards(model)]}))
+
+
+async def show(state: ServerState, exchange: Exchange) -> None:
+    """What is known of a model."""
+    body = await exchange.read_json_body(state.config.max_body_bytes)
+    _, model = state.require()
+    served_name(model, decode(body, ShowRequest).model)
+    spec, defaults = model.plan.model, model.defaults
+    family = _family(spec)
+    can = {
+        "completion": True,
+        "insert": can_infill(model.tokenizer),
+        "tools": model.template.tool_format is not None,
+        "thinking": model.template.reasons != "never",
+    }
+    told = {
+        "modified_at": _time(model),
+        "template": model.template.name,
+        "parameters": f"temperature {defaults.temperature:g}\ntop_p {defaults.top_p:g}",
+        "details": _details(model),
+        "model_info": {
+            "general.architecture": family,
+            "general.parameter_count": _num_parameters(spec),
+            f"{family}.context_length": model.plan.max_model_len,
+            f"{family}.embedding_length": spec.hidden_size,
+            f"{family}.block_count": spec.num_layers,
+            f"{family}.vocab_size": spec.vocab_size,
+        },
+        "capabilities": [name for name, is_there in can.items() if is_there],
+    }
+    await exchange.respond(200, json.encode(told))
+
+
+def _cards(model: ServedModel) -> list[dict[str, Any]]:
+    size = sum(line.num_bytes for line in model.plan.ledger if line.part.startswith("weights"))
+    return [
+        {
+            "name": name,
+            "model": name,
+            "modified_at": _time(model),
+            "size": size,
+            "details": _details(model),
+        }
+        for name in model.plan.served_names
+    ]
+
+
+def _details(model: ServedModel) -> dict[str, Any]:
+    spec, plan = model.plan.model, model.plan
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": _family(spec),
+        "families": [_family(spec)],
+        "parameter_size": _in_words(_num_parameters(spec)),
+        "quantization_level": plan.quantization or spec.weight_format.name,
+    }
+
+
+def _family(spec: ModelSpec) -> str:
+    return spec.architecture.removesuffix("ForCausalLM").lower()
+
+
+@lru_cache(1)
+def _num_parameters(spec: ModelSpec) -> int:
+    return sum(row.num_elements for row in parameter_table(spec) if row.copy_of is None)
+
+
+def _in_words(count: int) -> str:
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= unit:
+            return f"{count / unit:.1f}{name}"
+    return str(count)
+
+
+def _time(model: ServedModel) -> str:
+    return datetime.fromtimestamp(model.created_s, UTC).isoformat()

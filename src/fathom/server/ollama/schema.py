@@ -1,0 +1,125 @@
+"""What a request to /api/chat and /api/generate may say, and what is refused of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from fathom.server.decode import Refusals, Refused
+
+Think = bool | Literal["low", "medium", "high"]
+
+
+class Options(Struct, frozen=True):
+    """`options`. `num_ctx` is what the client needs; the context is the server's."""
+
+    num_ctx: int | None = None
+    num_predict: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+
+class Function(Struct, frozen=True):
+    """What was called."""
+
+    name: str
+    arguments: dict[str, Any]
+    index: int | None = None
+
+
+class ToolCall(Struct, frozen=True):
+    """A call that an earlier answer made."""
+
+    function: Function
+    id: str | None = None
+    type: Literal["function"] | None = None
+
+
+class Message(Struct, frozen=True):
+    """One turn. Earlier thinking is dropped by the templates."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+    thinking: str = ""
+    tool_calls: list[ToolCall] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+
+class Common(Struct, frozen=True, kw_only=True):
+    """What both routes share. `keep_alive`: the model stays loaded longer than anybody asks."""
+
+    model: str
+    stream: bool = True
+    think: Think | None = None
+    options: Options | None = None
+    keep_alive: float | str | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
+
+
+class ChatRequest(Common, frozen=True, kw_only=True):
+    """The body of POST /api/chat."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+
+
+class GenerateRequest(Common, frozen=True, kw_only=True):
+    """The body of POST /api/generate. `raw`: the prompt as it is, without a template."""
+
+    prompt: str = ""
+    suffix: str = ""
+    system: str = ""
+    raw: bool = False
+
+
+class ShowRequest(Struct, frozen=True):
+    """The body of POST /api/show."""
+
+    model: str
+    verbose: bool = False
+
+
+# The one place for what structured output will change in this dialect.
+_NO_GRAMMAR = Refused("structured output is not implemented in this dialect yet", ("",))
+_NO_MEDIA = Refused("the models read text only", ([],))
+_AT_START = (
+    *("numa", "num_batch", "num_gpu", "main_gpu", "low_vram", "f16_kv", "logits_all"),
+    *("vocab_only", "use_mmap", "use_mlock", "num_thread"),
+)
+
+REFUSALS = Refusals(
+    top={
+        "format": _NO_GRAMMAR,
+        "images": _NO_MEDIA,
+        "template": Refused("a template is code, and none is taken from a request", ("",)),
+        "context": Refused("conversations are sent as messages", ([],), "use /api/chat"),
+        "width": Refused("the models draw nothing"),
+        "height": Refused("the models draw nothing"),
+        "steps": Refused("the models draw nothing"),
+    },
+    inner={
+        "messages": {"images": _NO_MEDIA},
+        "options": {
+            **dict.fromkeys(_AT_START, Refused("it is set when the server starts")),
+            "embedding_only": Refused("the models write text", (False,)),
+            "num_keep": Refused("a prompt is never cut", (0, 4, 5)),
+            "repeat_last_n": Refused("the penalty sees everything", (-1,)),
+            "typical_p": Refused("typical sampling is not implemented", (1, 1.0)),
+            "tfs_z": Refused("tail-free sampling is not implemented", (1, 1.0)),
+            "mirostat": Refused("mirostat is not implemented", (0,)),
+            "mirostat_tau": Refused("mirostat is not implemented"),
+            "mirostat_eta": Refused("mirostat is not implemented"),
+            "penalize_newline": Refused("newlines are tokens like others", (True,)),
+        },
+    },
+)
