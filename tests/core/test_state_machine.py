@@ -132,6 +132,11 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.in_flight) < self.depth)
     @rule()
+    def flush(self) -> None:
+        """Also with steps in flight: what runs keeps its pages."""
+        self.scheduler.flush_cache()
+
+    @rule()
     def plan(self) -> None:
         plan = self.scheduler.plan(0.0)
         if plan is not None:

@@ -84,6 +84,7 @@ class ScriptedEngine:
         self.requests: list[GenerateRequest] = []
         self.running: set[str] = set()
         self.num_cancelled = 0
+        self.num_flushes = 0
         self.silent_s = 0.0
         self.step_age_s = 0.0
         self._ended = asyncio.Event()
@@ -119,6 +120,9 @@ class ScriptedEngine:
         for stream in self._streams:
             stream.fail(EngineError("the engine was told to stop"))
         self._ended.set()
+
+    def flush_cache(self) -> None:
+        self.num_flushes += 1
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[tuple[Delta, ...], None]:
         if self.phase != "ready":

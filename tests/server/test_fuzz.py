@@ -20,6 +20,8 @@ from fathom.server.ollama.schema import GenerateRequest as OllamaGenerateRequest
 from fathom.server.openai.refused import OF_CHAT, OF_COMPLETION
 from fathom.server.openai.schema import ChatRequest, CompletionRequest
 from fathom.server.routes import ROUTES
+from fathom.server.sglang.schema import REFUSALS as SGLANG_REFUSALS
+from fathom.server.sglang.schema import GenerateRequest as SglangRequest
 from tests.server.live_server import LiveServer
 from tests.server.scripted_engine import MODEL
 
@@ -46,11 +48,12 @@ ASKED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"model": MODEL, "prompt": "?"},
         [*OllamaGenerateRequest.__struct_fields__, *OLLAMA_REFUSALS.top],
     ),
+    "/generate": ({"text": "?"}, [*SglangRequest.__struct_fields__, *SGLANG_REFUSALS.top]),
     "/api/show": ({"model": MODEL}, ["model", "verbose"]),
 }
 # Tested elsewhere here, or the same handlers under other paths.
 OTHERS = {
-    *("/tokenize", "/detokenize", "/v1/messages/count_tokens", "/chat/completions"),
+    *("/tokenize", "/detokenize", "/flush_cache", "/v1/messages/count_tokens", "/chat/completions"),
     *("/completions", "/beta/chat/completions", "/beta/completions"),
     *("/anthropic/v1/messages", "/anthropic/v1/messages/count_tokens"),
 }

@@ -103,6 +103,11 @@ class KvSpace:
         self._cache.unlock(sequence.path)
         sequence.path, sequence.pages = [], []
 
+    def flush(self) -> None:
+        """Give up every cached page that no sequence holds."""
+        while self._cache.num_idle:
+            self._pool.give((self._cache.evict(),))
+
     def _take(self, count: int) -> list[int]:
         while self._pool.num_free < count:
             self._pool.give((self._cache.evict(),))

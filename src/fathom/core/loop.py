@@ -59,6 +59,10 @@ class EngineCore:
         """End a request; gives its last event, None where it has ended already."""
         return self._scheduler.cancel(request_id)
 
+    def flush_cache(self) -> None:
+        """Forget cached prefixes that no request uses."""
+        self._scheduler.flush_cache()
+
     def step(self, now: float) -> list[TokenEvent]:
         """Submit a plan if there is one, then commit the oldest if no more can be submitted.
 

@@ -136,6 +136,10 @@ class Scheduler:
         self._ids[request.id] = sequence.id
         insort(self._waiting, sequence, key=_policy_key)
 
+    def flush_cache(self) -> None:
+        """Forget cached prefixes that no request uses."""
+        self._kv.flush()
+
     def cancel(self, request_id: str) -> TokenEvent | None:
         """End a request wherever it stands; gives its last event, None where it had ended."""
         if request_id not in self._ids:

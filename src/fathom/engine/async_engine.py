@@ -23,6 +23,7 @@ from fathom.engine.messages import (
     Configure,
     Died,
     Events,
+    FlushCache,
     FromEngine,
     Heartbeat,
     Progress,
@@ -207,6 +208,10 @@ class AsyncEngine:
                 yield await stream.next()
         finally:
             self._forget(stream)
+
+    def flush_cache(self) -> None:
+        """Forget cached prefixes that no request uses, before whatever is asked next."""
+        self._send(FlushCache())
 
     def _register(self, stream: RequestStream) -> None:
         taken = [name for name in stream.ids if name in self._streams]

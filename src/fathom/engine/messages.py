@@ -48,6 +48,10 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     ids: tuple[str, ...]
 
 
+class FlushCache(msgspec.Struct, frozen=True, tag=True):
+    """To the engine: forget cached prefixes that nothing uses."""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """To the engine: stop after the step that runs, and exit with 0."""
 
@@ -91,7 +95,7 @@ class Died(msgspec.Struct, frozen=True, tag=True):
     error: ErrorParts
 
 
-ToEngine = Configure | Add | Cancel | Shutdown
+ToEngine = Configure | Add | Cancel | FlushCache | Shutdown
 FromEngine = Progress | Ready | Events | Refused | Heartbeat | Died
 
 _KINDS: dict[str, type[FathomError]] = {

@@ -25,6 +25,7 @@ from fathom.engine.messages import (
     Configure,
     Died,
     Events,
+    FlushCache,
     FromEngine,
     Heartbeat,
     Progress,
@@ -97,6 +98,8 @@ class EngineServer:
         elif isinstance(message, Cancel):
             for request_id in message.ids:
                 self._core.cancel(request_id)
+        elif isinstance(message, FlushCache):
+            self._core.flush_cache()
         elif isinstance(message, Shutdown):
             self._is_stopping = True
         else:

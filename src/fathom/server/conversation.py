@@ -14,6 +14,10 @@ from fathom.text.chat import encode_chat
 from fathom.text.markers import END_THINK, THINK
 from fathom.text.tokenizer import Tokenizer
 
+MAX_PROMPTS = 256
+# Each choice of each prompt is a sequence of its own.
+MAX_SEQUENCES = 512
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
@@ -114,3 +118,22 @@ def sampling_of(defaults: SamplingParams, **fields: Any) -> SamplingParams:
     """
     given = {name: value for name, value in fields.items() if value is not None}
     return replace(defaults, **{"max_tokens": None, **given})
+
+
+def check_sequences(num_prompts: int, num_choices: int) -> None:
+    """Raises: RequestError where a request has too many prompts, or sequences."""
+    if num_prompts > MAX_PROMPTS:
+        raise RequestError(
+            "there are too many prompts",
+            param="prompt",
+            found=str(num_prompts),
+            wanted=f"at most {MAX_PROMPTS}",
+            fix="send several requests",
+        )
+    if num_prompts * num_choices > MAX_SEQUENCES:
+        raise RequestError(
+            "the request has too many sequences",
+            param="n",
+            found=f"{num_prompts} prompts, {num_choices} choices each",
+            wanted=f"at most {MAX_SEQUENCES} together",
+        )

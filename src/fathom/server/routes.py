@@ -15,6 +15,7 @@ from fathom.server.ollama import catalogue
 from fathom.server.ollama import chat as ollama_chat
 from fathom.server.ollama.wire import OLLAMA
 from fathom.server.openai import chat, completions, models, tokens
+from fathom.server.sglang import generate as sglang
 from fathom.server.state import ServerState
 
 Handler = Callable[[ServerState, Exchange], Awaitable[None]]
@@ -65,6 +66,9 @@ ROUTES = (
     *_deepseek(),
     *_anthropic(),
     *_ollama(),
+    RouteSpec("POST", "/generate", sglang.generate),
+    RouteSpec("GET", "/get_model_info", sglang.model_info),
+    RouteSpec("POST", "/flush_cache", sglang.flush_cache),
     RouteSpec("POST", "/tokenize", tokens.tokenize),
     RouteSpec("POST", "/detokenize", tokens.detokenize),
     RouteSpec("GET", "/metrics", probes.metrics),

@@ -73,6 +73,10 @@ class Engine(Protocol):
         """Seconds that the step under way has run."""
         ...
 
+    def flush_cache(self) -> None:
+        """Forget cached prefixes that nothing uses, before whatever is asked next."""
+        ...
+
     def generate(self, request: GenerateRequest) -> AsyncGenerator[tuple[Delta, ...], None]:
         """The deltas of a request; closing it cancels."""
         ...

@@ -12,7 +12,7 @@ from msgspec import UNSET, json
 from fathom.engine.requests import GenerateRequest
 from fathom.errors import RequestError
 from fathom.server.answer import Choice
-from fathom.server.conversation import fit_context
+from fathom.server.conversation import check_sequences, fit_context
 from fathom.server.exchange import Exchange
 from fathom.server.generation import News
 from fathom.server.job import Ask, answer
@@ -30,10 +30,6 @@ from fathom.server.state import ServerState
 from fathom.text.delta import Delta, FinishReason
 from fathom.text.prompt import encode_infill, encode_prompt
 from fathom.text.tokenizer import Tokenizer
-
-MAX_PROMPTS = 256
-# Each choice of each prompt is a sequence of its own.
-MAX_SEQUENCES = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +65,7 @@ def _prepare(ask: Ask) -> _Job:
     model.check_name(request.model)
     params = sampling_params(request, model.defaults)
     prompts = _prompts(request.prompt)
-    if len(prompts) * request.n > MAX_SEQUENCES:
-        raise RequestError(
-            "the request has too many sequences",
-            param="n",
-            found=f"{len(prompts)} prompts, {request.n} choices each",
-            wanted=f"at most {MAX_SEQUENCES} together",
-        )
+    check_sequences(len(prompts), request.n)
     name = f"cmpl-{request.request_id or uuid4().hex}"
     generates = []
     for number, prompt in enumerate(prompts):
@@ -117,14 +107,6 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
             param="prompt",
             found="an empty list" if not prompt else "a mixture",
             wanted="a string, token ids, or a list of only one of these",
-        )
-    if len(several) > MAX_PROMPTS:
-        raise RequestError(
-            "there are too many prompts",
-            param="prompt",
-            found=str(len(several)),
-            wanted=f"at most {MAX_PROMPTS}",
-            fix="send several requests",
         )
     return several
 

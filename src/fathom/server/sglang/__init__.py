@@ -1,0 +1,1 @@
+"""SGLang's own dialect: /generate, /get_model_info, /flush_cache."""

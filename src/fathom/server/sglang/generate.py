@@ -1,0 +1,234 @@
+"""POST /generate, GET /get_model_info, POST /flush_cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from msgspec import json, to_builtins
+
+from fathom.core.types import SamplingParams
+from fathom.engine.requests import GenerateRequest as Generate
+from fathom.errors import RequestError
+from fathom.server.answer import Choice
+from fathom.server.conversation import check_sequences, fit_context, sampling_of
+from fathom.server.envelope import sse
+from fathom.server.exchange import Exchange
+from fathom.server.generation import News
+from fathom.server.job import Ask, Events, Job, answer
+from fathom.server.sglang.schema import REFUSALS, GenerateRequest
+from fathom.server.state import ServerState
+from fathom.text.delta import Delta, TokenLogprob, TopToken
+from fathom.text.prompt import encode_prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job(Job[GenerateRequest]):
+    """Prompts. `is_batch`: answers are a list, even of one."""
+
+    is_batch: bool
+    began_s: float
+
+    @property
+    def num_choices(self) -> int:
+        """Choices of each prompt."""
+        return self.generates[0].sampling.n
+
+
+class _Choices:
+    """All that has come of all choices; this API says all of it with every event."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._choices = [[Choice() for _ in range(job.num_choices)] for _ in job.generates]
+        self._counts: dict[tuple[int, int], Delta] = {}
+
+    def add(self, number: int, delta: Delta) -> dict[str, Any]:
+        """Take a delta in; gives what there is of its choice now."""
+        self._choices[number][delta.index].add(delta)
+        self._counts[number, delta.index] = delta
+        return self.told(number, delta.index)
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every choice of every prompt."""
+        return [
+            self.told(number, index)
+            for number in range(len(self._choices))
+            for index in range(self._job.num_choices)
+        ]
+
+    def told(self, number: int, index: int) -> dict[str, Any]:
+        """One choice in SGLang's form."""
+        job, choice = self._job, self._choices[number][index]
+        generate, counts = job.generates[number], self._counts[number, index]
+        meta: dict[str, Any] = {
+            "id": generate.id,
+            "finish_reason": _reason(choice, counts.num_tokens),
+            "prompt_tokens": len(generate.prompt_ids),
+            "completion_tokens": counts.num_tokens,
+            "cached_tokens": counts.num_cached,
+            "e2e_latency": time.monotonic() - job.began_s,
+        }
+        if job.request.return_logprob:
+            meta |= self._scores(number, choice)
+        told = {"text": choice.text, "output_ids": choice.token_ids, "meta_info": meta}
+        if job.warnings:
+            told["warnings"] = job.warnings
+        return told
+
+    def _scores(self, number: int, choice: Choice) -> dict[str, Any]:
+        request, ids = self._job.request, self._job.generates[number].prompt_ids
+        with_text, start = request.return_text_in_logprobs, request.logprob_start_len
+        num_top = request.top_logprobs_num
+        told = _rows("output", choice.logprobs, with_text, num_top)
+        if start >= 0:
+            scored = self._choices[number][0].prompt_logprobs[max(start - 1, 0) :]
+            told |= _rows("input", scored, with_text, num_top)
+            if start == 0:  # nothing scores the first token
+                told["input_token_logprobs"].insert(0, [None, ids[0], None])
+        return told
+
+
+async def generate(state: ServerState, exchange: Exchange) -> None:
+    """Continue one or several prompts, whole or as a stream."""
+    await answer(state, exchange, _prepare, _whole, _Events)
+
+
+async def model_info(state: ServerState, exchange: Exchange) -> None:
+    """What is served."""
+    _, model = state.require()
+    path = model.plan.model_path
+    told = {"model_path": path, "tokenizer_path": path, "is_generation": True}
+    await exchange.respond(200, json.encode({**told, "served_model_name": model.name}))
+
+
+async def flush_cache(state: ServerState, exchange: Exchange) -> None:
+    """Forget every cached prefix that no running request uses, before any later request."""
+    engine, _ = state.require()
+    engine.flush_cache()
+    await exchange.respond(200, b"Cache flushed.\n", [(b"content-type", b"text/plain")])
+
+
+def _prepare(ask: Ask) -> _Job:
+    """From bytes to tokens. Raises: RequestError."""
+    request, model = ask.read(GenerateRequest, REFUSALS), ask.model
+    prompts, is_batch = _prompts(request)
+    params = _sampling(request, model.defaults)
+    check_sequences(len(prompts), params.n)
+    name = request.rid or uuid4().hex
+    generates = []
+    for number, prompt in enumerate(prompts):
+        param = "text" if request.text is not None else "input_ids"
+        ids = encode_prompt(model.tokenizer, prompt, param=param)
+        generates.append(
+            Generate(
+                id=name if len(prompts) == 1 else f"{name}-{number}",
+                prompt_ids=ids,
+                sampling=fit_context(params, len(ids), model.plan.max_model_len, param),
+                cache_salt=request.extra_key or "",
+                priority=request.priority or 0,
+            )
+        )
+    return _Job(
+        request=request,
+        generates=tuple(generates),
+        id=name,
+        created_s=int(time.time()),
+        model_name=model.name,
+        is_stream=request.stream,
+        warnings=tuple(ask.warnings),
+        is_batch=is_batch or params.n > 1,
+        began_s=time.monotonic(),
+    )
+
+
+def _prompts(request: GenerateRequest) -> tuple[Sequence[str | list[int]], bool]:
+    """The prompts, and whether they came as a list of several."""
+    text, ids = request.text, request.input_ids
+    if (text is None) == (ids is None):
+        raise RequestError("one of text and input_ids is needed", param="text")
+    if isinstance(text, str):
+        return [text], False
+    if text:
+        return text, True
+    one = [item for item in ids or () if isinstance(item, int)]
+    several = [item for item in ids or () if not isinstance(item, int)]
+    if one and not several:
+        return [one], False
+    if several and not one:
+        return several, True
+    param = "text" if ids is None else "input_ids"
+    raise RequestError(
+        f"{param} is not valid", param=param, found="an empty list, or a mixture of lists and ids"
+    )
+
+
+def _sampling(request: GenerateRequest, defaults: SamplingParams) -> SamplingParams:
+    """Raises: RequestError that names the field."""
+    fields = to_builtins(request.sampling_params)
+    scores = request.top_logprobs_num if request.return_logprob else None
+    if request.top_logprobs_num and not request.return_logprob:
+        raise RequestError("top_logprobs_num needs return_logprob", param="top_logprobs_num")
+    return sampling_of(
+        defaults,
+        max_tokens=fields.pop("max_new_tokens"),
+        min_tokens=fields.pop("min_new_tokens"),
+        include_stop_str_in_output=fields.pop("no_stop_trim"),
+        seed=fields.pop("sampling_seed"),
+        logprobs=scores,
+        prompt_logprobs=scores if request.logprob_start_len >= 0 else None,
+        **fields,
+    )
+
+
+def _reason(choice: Choice, num_tokens: int) -> dict[str, Any] | None:
+    if choice.finish_reason is None:
+        return None
+    told: dict[str, Any] = {"type": choice.finish_reason}
+    if choice.finish_reason == "length":
+        told["length"] = num_tokens
+    elif choice.stop_reason is not None:
+        told["matched"] = choice.stop_reason
+    return told
+
+
+def _rows(side: str, rows: Sequence[TokenLogprob], with_text: bool, num_top: int) -> dict[str, Any]:
+    def triple(row: TokenLogprob | TopToken) -> list[Any]:
+        return [row.logprob, row.token_id, row.token if with_text else None]
+
+    told: dict[str, Any] = {f"{side}_token_logprobs": [triple(row) for row in rows]}
+    if num_top:
+        tops = [[triple(top) for top in row.top[:num_top]] for row in rows]
+        told[f"{side}_top_logprobs"] = tops
+    return told
+
+
+async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]) -> None:
+    choices = _Choices(job)
+    async for number, deltas in news:
+        for delta in deltas:
+            choices.add(number, delta)
+    told = choices.all()
+    await exchange.respond(200, json.encode(told if job.is_batch else told[0]))
+
+
+class _Events(Events[_Job]):
+    """Events that each say all of a choice so far, as SGLang's do."""
+
+    def __init__(self, job: _Job) -> None:
+        super().__init__(job)
+        self._choices = _Choices(job)
+
+    def of(self, number: int, delta: Delta) -> list[bytes]:
+        """The event of a delta."""
+        told = self._choices.add(number, delta)
+        if self._job.is_batch:
+            told["index"] = number * self._job.num_choices + delta.index
+        return [sse(json.encode(told))]
+
+    def closing(self) -> bytes:
+        """The end of the stream."""
+        return sse(b"[DONE]")
