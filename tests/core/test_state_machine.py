@@ -130,12 +130,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.take(event)
         assert self.scheduler.cancel(str(index)) is None
 
-    @precondition(lambda self: len(self.in_flight) < self.depth)
     @rule()
     def flush(self) -> None:
         """Also with steps in flight: what runs keeps its pages."""
         self.scheduler.flush_cache()
 
+    @precondition(lambda self: len(self.in_flight) < self.depth)
     @rule()
     def plan(self) -> None:
         plan = self.scheduler.plan(0.0)

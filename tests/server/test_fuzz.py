@@ -19,6 +19,7 @@ from fathom.server.ollama.schema import ChatRequest as OllamaChatRequest
 from fathom.server.ollama.schema import GenerateRequest as OllamaGenerateRequest
 from fathom.server.openai.refused import OF_CHAT, OF_COMPLETION
 from fathom.server.openai.schema import ChatRequest, CompletionRequest
+from fathom.server.responses.schema import OF_RESPONSES, ResponsesRequest
 from fathom.server.routes import ROUTES
 from fathom.server.sglang.schema import REFUSALS as SGLANG_REFUSALS
 from fathom.server.sglang.schema import GenerateRequest as SglangRequest
@@ -49,11 +50,22 @@ ASKED: dict[str, tuple[dict[str, Any], list[str]]] = {
         [*OllamaGenerateRequest.__struct_fields__, *OLLAMA_REFUSALS.top],
     ),
     "/generate": ({"text": "?"}, [*SglangRequest.__struct_fields__, *SGLANG_REFUSALS.top]),
+    "/v1/responses": (
+        {"model": MODEL, "input": "?"},
+        [*ResponsesRequest.__struct_fields__, *OF_RESPONSES.top],
+    ),
     "/api/show": ({"model": MODEL}, ["model", "verbose"]),
 }
 # Tested elsewhere here, or the same handlers under other paths.
 OTHERS = {
-    *("/tokenize", "/detokenize", "/flush_cache", "/v1/messages/count_tokens", "/chat/completions"),
+    *(
+        "/tokenize",
+        "/detokenize",
+        "/flush_cache",
+        "/v1/responses/input_tokens",
+        "/v1/messages/count_tokens",
+        "/chat/completions",
+    ),
     *("/completions", "/beta/chat/completions", "/beta/completions"),
     *("/anthropic/v1/messages", "/anthropic/v1/messages/count_tokens"),
 }
@@ -130,6 +142,37 @@ def test_any_values_in_known_fields(http: httpx.Client, path: str, data: st.Data
     body = data.draw(st.dictionaries(st.sampled_from(names), VALUES, max_size=4))
     check(http.post(path, json=good))
     check(http.post(path, json={**good, **body}))
+
+
+ITEMS = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(
+                ["message", "function_call", "function_call_output", "reasoning", "x"]
+            ),
+            "role": st.sampled_from(["user", "assistant", "system", "developer", "x"]),
+            **dict.fromkeys(("content", "call_id", "name", "arguments", "output", "id"), VALUES),
+        },
+    ),
+    max_size=4,
+)
+
+
+@SETTINGS
+@given(ITEMS, VALUES)
+def test_any_items(http: httpx.Client, items: list[Any], tools: object) -> None:
+    check(http.post("/v1/responses", json={"input": items, "tools": tools}))
+    check(http.post("/v1/responses", json={"input": items}))
+    check(http.post("/v1/responses/input_tokens", json={"input": items}))
+
+
+@SETTINGS
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_any_query(http: httpx.Client, limit: str, after: str) -> None:
+    kept = http.post("/v1/responses", json={"input": "?"}).json()["id"]
+    check(http.get(f"/v1/responses/{kept}/input_items", params={"limit": limit, "after": after}))
+    check(http.get(f"/v1/responses/{kept}", params={limit or "x": after}))
 
 
 @SETTINGS

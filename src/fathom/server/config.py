@@ -62,6 +62,20 @@ class ServerConfig:
             unit="seconds",
         ),
     )
+    responses_db: str | None = field(
+        default=None,
+        metadata=setting(
+            "SQLite file for answers of /v1/responses that clients come back to; in memory, until "
+            "the server ends, where not given.",
+            "--responses-db",
+        ),
+    )
+    responses_ttl_s: float = field(
+        default=86400.0,
+        metadata=setting(
+            "Time for which these answers are kept.", "--responses-ttl", unit="seconds"
+        ),
+    )
     lenient: bool = field(
         default=False,
         metadata=setting(
@@ -100,6 +114,7 @@ class ServerConfig:
             self.keep_alive_interval_s,
             "0.05 to 3600 seconds",
         )
+        _check("responses_ttl_s", self.responses_ttl_s > 0, self.responses_ttl_s, "over 0 seconds")
         _check("log_level", self.log_level in LOG_LEVELS, self.log_level, ", ".join(LOG_LEVELS))
         for key in self.api_key:
             is_header_safe = bool(key) and key.isascii() and key.isprintable() and " " not in key

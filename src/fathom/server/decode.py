@@ -76,7 +76,7 @@ def read(
             param=where or None,
             found=_json_type(raw),
         )
-    cleaned = _Check(refusals, warnings).fields(raw, kind, where, refusals.top)
+    cleaned = _Check(refusals, warnings, where).fields(raw, kind, where, refusals.top)
     try:
         return msgspec.convert(cleaned, kind)
     except msgspec.ValidationError as error:
@@ -111,6 +111,8 @@ class _Check:
 
     refusals: Refusals
     warnings: list[str] | None
+    root: str
+    """Where the object stands whose inner paths `refusals` has."""
 
     def fields(
         self,
@@ -147,12 +149,15 @@ class _Check:
         if isinstance(value, list):
             return [self._inner(item, inner, f"{where}[{i}]") for i, item in enumerate(value)]
         if isinstance(value, dict):
-            table = self.refusals.inner.get(_without_indices(where), {})
+            table = self.refusals.inner.get(self._path(where), {})
             return self.fields(value, inner, where, table)
         return value
 
+    def _path(self, where: str) -> str:
+        return re.sub(r"\[\d+\]", "", where[len(self.root) :]).removeprefix(".")
+
     def _value(self, where: str, value: object) -> None:
-        plain = _without_indices(where)
+        plain = self._path(where)
         entry = None
         if isinstance(value, str | bool):
             entry = self.refusals.values.get(plain, {}).get(value)
@@ -216,10 +221,6 @@ def _structs(annotation: Any) -> Iterator[type[msgspec.Struct]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _structs(argument)
-
-
-def _without_indices(path: str) -> str:
-    return re.sub(r"\[\d+\]", "", path)
 
 
 def _json_type(value: object) -> str:

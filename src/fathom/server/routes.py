@@ -15,6 +15,8 @@ from fathom.server.ollama import catalogue
 from fathom.server.ollama import chat as ollama_chat
 from fathom.server.ollama.wire import OLLAMA
 from fathom.server.openai import chat, completions, models, tokens
+from fathom.server.responses import create, kept
+from fathom.server.responses.wire import RESPONSES
 from fathom.server.sglang import generate as sglang
 from fathom.server.state import ServerState
 
@@ -58,11 +60,22 @@ def _ollama() -> Iterator[RouteSpec]:
     yield RouteSpec("GET", "/api/version", probes.version, form=OLLAMA)
 
 
+def _responses() -> Iterator[RouteSpec]:
+    """OpenAI's newer API, with answers that are kept."""
+    base = "/v1/responses"
+    yield RouteSpec("POST", base, create.create, form=RESPONSES)
+    yield RouteSpec("POST", f"{base}/input_tokens", create.input_tokens)
+    yield RouteSpec("GET", f"{base}/{{response_id}}", kept.retrieve)
+    yield RouteSpec("DELETE", f"{base}/{{response_id}}", kept.delete)
+    yield RouteSpec("GET", f"{base}/{{response_id}}/input_items", kept.input_items)
+
+
 ROUTES = (
     RouteSpec("POST", "/v1/chat/completions", chat.chat_completions),
     RouteSpec("POST", "/v1/completions", completions.completions),
     RouteSpec("GET", "/v1/models", models.list_models),
     RouteSpec("GET", "/v1/models/{model:path}", models.show_model),
+    *_responses(),
     *_deepseek(),
     *_anthropic(),
     *_ollama(),

@@ -16,6 +16,7 @@ from fathom.engine.text_side import TextSide
 from fathom.errors import FathomError, NotFoundError, UnavailableError
 from fathom.server.config import ServerConfig
 from fathom.server.observer import ServerObserver
+from fathom.server.responses.store import ResponseStore
 from fathom.spec.plan import DeploymentPlan
 from fathom.text.chat import ChatTemplate, choose_template
 from fathom.text.delta import Delta
@@ -119,6 +120,8 @@ class ServerState:
         self.is_draining = False
         self.num_active = 0
         """Requests that are being answered."""
+        self.responses = ResponseStore(config.responses_db, config.responses_ttl_s, time.time)
+        """Answers that clients may come back to."""
         self._model: ServedModel | None = None
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="text")
 
@@ -162,5 +165,6 @@ class ServerState:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Let the threads and the store go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self.responses.close()

@@ -1,0 +1,282 @@
+"""POST /v1/responses and /v1/responses/input_tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+from msgspec import Struct, json, to_builtins
+
+from fathom.errors import NotFoundError
+from fathom.server.answer import Tally, first_call_only
+from fathom.server.conversation import Chat, sampling_of
+from fathom.server.exchange import Exchange
+from fathom.server.generation import News
+from fathom.server.job import Ask, Events, Job, answer
+from fathom.server.responses.items import messages_of, read_items, tools_of
+from fathom.server.responses.schema import (
+    ITEMS,
+    OF_ITEMS,
+    OF_RESPONSES,
+    CountRequest,
+    ResponsesRequest,
+)
+from fathom.server.responses.store import Kept, ResponseStore
+from fathom.server.responses.wire import OpenItem, event, usage
+from fathom.server.state import ServerState
+from fathom.server.thinking import one_meaning
+from fathom.text.delta import Delta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job(Job[ResponsesRequest]):
+    """A conversation. `keep` is told of the whole answer, where it is to be kept."""
+
+    thinking: dict[str, Any]
+    keep: Callable[[dict[str, Any]], None]
+
+    def response(self, status: str, output: list[Any], tally: Tally | None) -> dict[str, Any]:
+        """The answer as an object; `tally` None: it has just begun."""
+        request, sampling = self.request, self.generates[0].sampling
+        reason = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        told = {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created_s,
+            "status": status,
+            "error": None,
+            "incomplete_details": reason,
+            "instructions": request.instructions,
+            "max_output_tokens": request.max_output_tokens,
+            "model": self.model_name,
+            "output": output,
+            "parallel_tool_calls": request.parallel_tool_calls,
+            "previous_response_id": request.previous_response_id,
+            "reasoning": to_builtins(request.reasoning) or {"effort": None, "summary": None},
+            "store": request.store,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "text": {"format": {"type": "text"}},
+            "tool_choice": request.tool_choice or "auto",
+            "tools": to_builtins(request.tools) or [],
+            "truncation": "disabled",
+            "usage": usage(tally.counts()) if tally is not None else None,
+            "metadata": request.metadata or {},
+            "thinking": self.thinking,
+        }
+        return {**told, "warnings": self.warnings} if self.warnings else told
+
+
+async def create(state: ServerState, exchange: Exchange) -> None:
+    """Answer a conversation, whole or as a stream, and keep the answer unless told not to."""
+    tenant = exchange.tenant
+    await answer(
+        state, exchange, lambda ask: _prepare(ask, state.responses, tenant), _whole, _Events
+    )
+
+
+async def input_tokens(state: ServerState, exchange: Exchange) -> None:
+    """How many tokens a conversation is."""
+    body = await exchange.read_json_body(state.config.max_body_bytes)
+    _, model = state.require()
+    ask = Ask(body, model, state.config.lenient)
+
+    def work() -> dict[str, Any]:
+        request = ask.read(CountRequest, OF_RESPONSES)
+        items = read_items(ask, request, "")
+        chat = _chat(ask, request, "", items, state.responses, exchange.tenant)
+        told = {"object": "response.input_tokens", "input_tokens": len(chat.prompt_ids(model))}
+        return {**told, "warnings": ask.warnings} if ask.warnings else told
+
+    await exchange.respond(200, json.encode(await state.off_loop(work, len(body))))
+
+
+def _prepare(ask: Ask, store: ResponseStore, tenant: str) -> _Job:
+    """From bytes to tokens. Raises: RequestError."""
+    request, model = ask.read(ResponsesRequest, OF_RESPONSES), ask.model
+    name = uuid4().hex
+    items = read_items(ask, request, name)
+    sampling = {
+        "max_tokens": request.max_output_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+    }
+    chat = _chat(ask, request, f"resp_{name}", items, store, tenant, **sampling)
+    chat = replace(chat, cache_salt=request.cache_salt or "", priority=request.priority or 0)
+    if request.include:
+        ask.warnings.append("include: reasoning is given in the open, not encrypted")
+
+    def keep(response: dict[str, Any]) -> None:
+        if request.store:
+            store.put(tenant, Kept(response, [_plain(item) for item in items]))
+
+    return _Job(
+        request=request,
+        generates=(chat.request(model),),
+        id=chat.id,
+        created_s=int(time.time()),
+        model_name=request.model or model.name,
+        is_stream=request.stream,
+        warnings=tuple(ask.warnings),
+        thinking=chat.thinking_echo(model),
+        keep=keep,
+    )
+
+
+def _chat(
+    ask: Ask,
+    request: CountRequest,
+    name: str,
+    items: list[Struct],
+    store: ResponseStore,
+    tenant: str,
+    **sampling: Any,
+) -> Chat:
+    """Raises: NotFoundError where an earlier answer is no more; RequestError."""
+    ask.model.check_name(request.model)
+    earlier: list[Struct] = []
+    if request.previous_response_id is not None:
+        chain = store.chain(tenant, request.previous_response_id)
+        if chain is None:
+            raise NotFoundError(
+                "the previous response, or one before it, is not here",
+                param="previous_response_id",
+                code="previous_response_not_found",
+                found=request.previous_response_id[:100],
+                fix="send the whole conversation as input",
+            )
+        raws = [raw for kept in chain for raw in (*kept.items, *kept.response["output"])]
+        where = "previous_response_id"
+        earlier = [ask.part(raw, ITEMS[raw["type"]], OF_ITEMS, where) for raw in raws]
+    effort = request.reasoning.effort if request.reasoning else None
+    if request.reasoning and request.reasoning.summary:
+        ask.warnings.append("reasoning.summary: reasoning is given in full, not summarised")
+    return Chat(
+        id=name,
+        messages=messages_of(request.instructions, [*earlier, *items]),
+        tools=tools_of(request),
+        thinking=one_meaning(
+            {
+                "reasoning.effort": None if effort is None else effort != "none",
+                "enable_thinking": request.enable_thinking,
+            },
+            {"thinking_token_budget": request.thinking_token_budget},
+        ),
+        sampling=sampling_of(ask.model.defaults, **sampling),
+    )
+
+
+def _plain(item: Struct) -> dict[str, Any]:
+    return {name: value for name, value in to_builtins(item).items() if value is not None}
+
+
+async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]) -> None:
+    """The answer that the events lead to."""
+    events = _Events(job)
+    events.opening(None)
+    async for number, deltas in news:
+        for delta in deltas:
+            events.of(number, delta)
+    events.closing()
+    await exchange.respond(200, json.encode(events.response))
+
+
+class _Events(Events[_Job]):
+    """An answer in pieces: items one after the other, each added, filled and done."""
+
+    def __init__(self, job: _Job) -> None:
+        super().__init__(job)
+        self.response: dict[str, Any] = {}
+        self._number = -1
+        self._open: OpenItem | None = None
+        self._output: list[dict[str, Any]] = []
+        self._reason: str | None = None
+
+    def opening(self, first: Delta | None) -> bytes:
+        """The answer without output, twice, as clients expect."""
+        response = self._job.response("in_progress", [], None)
+        names = ("response.created", "response.in_progress")
+        return b"".join(self._event(name, response=response) for name in names)
+
+    def of(self, number: int, delta: Delta) -> list[bytes]:
+        """The events of a delta."""
+        self._tally.add(number, delta)
+        calls = delta.tool_calls
+        if not self._job.request.parallel_tool_calls:
+            calls = first_call_only(calls)
+        told: list[bytes] = []
+        if delta.reasoning:
+            told += self._enter("reasoning", 0)
+            told.append(self._piece("response.reasoning_text.delta", delta.reasoning))
+        if delta.text:
+            told += self._enter("message", 0)
+            told.append(self._piece("response.output_text.delta", delta.text, logprobs=[]))
+        for call in calls:
+            told += self._enter("function_call", call.index, call.name or "", call.id or "")
+            if call.arguments:
+                name = "response.function_call_arguments.delta"
+                told.append(self._piece(name, call.arguments))
+        self._reason = delta.finish_reason or self._reason
+        return told
+
+    def closing(self) -> bytes:
+        """The end of the last item and the whole answer, which is kept now."""
+        status = "incomplete" if self._reason == "length" else "completed"
+        told = self._leave(status)
+        self.response = self._job.response(status, self._output, self._tally)
+        self._job.keep(self.response)
+        return b"".join([*told, self._event(f"response.{status}", response=self.response)])
+
+    def _enter(self, kind: str, number: int, name: str = "", call_id: str = "") -> list[bytes]:
+        if self._open is not None and (self._open.kind, self._open.number) == (kind, number):
+            return []
+        told = self._leave("completed")
+        prefix = {"reasoning": "rs", "message": "msg", "function_call": "fc"}[kind]
+        item_id = f"{prefix}_{self._job.id.removeprefix('resp_')}_{len(self._output)}"
+        item = self._open = OpenItem(kind, number, item_id, name, call_id)
+        where = {"output_index": len(self._output)}
+        told.append(
+            self._event("response.output_item.added", item=item.told("in_progress"), **where)
+        )
+        if kind != "function_call":
+            told.append(self._event("response.content_part.added", part=item.part, **self._at()))
+        return told
+
+    def _leave(self, status: str) -> list[bytes]:
+        item = self._open
+        if item is None:
+            return []
+        at, told = self._at(), []
+        if item.kind == "function_call":
+            done = "response.function_call_arguments.done"
+            told.append(self._event(done, arguments=item.text, name=item.name, **at))
+        elif item.kind == "reasoning":
+            told.append(self._event("response.reasoning_text.done", text=item.text, **at))
+        else:
+            done = "response.output_text.done"
+            told.append(self._event(done, text=item.text, logprobs=[], **at))
+        if item.kind != "function_call":
+            told.append(self._event("response.content_part.done", part=item.part, **at))
+        whole, index = item.told(status), len(self._output)
+        told.append(self._event("response.output_item.done", item=whole, output_index=index))
+        self._output.append(whole)
+        self._open = None
+        return told
+
+    def _piece(self, name: str, text: str, **more: Any) -> bytes:
+        assert self._open is not None
+        self._open.pieces.append(text)
+        return self._event(name, delta=text, **self._at(), **more)
+
+    def _at(self) -> dict[str, Any]:
+        assert self._open is not None
+        at = {"item_id": self._open.id, "output_index": len(self._output)}
+        return at if self._open.kind == "function_call" else {**at, "content_index": 0}
+
+    def _event(self, kind: str, /, **fields: Any) -> bytes:
+        self._number += 1
+        return event(kind, self._number, **fields)

@@ -1,0 +1,91 @@
+"""From items to the one form of a conversation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct, to_builtins
+
+from fathom.errors import RequestError
+from fathom.server.job import Ask
+from fathom.server.responses.schema import (
+    ITEMS,
+    OF_ITEMS,
+    CallItem,
+    CountRequest,
+    MessageItem,
+    Part,
+    ReasoningItem,
+    ResultItem,
+)
+
+
+def read_items(ask: Ask, request: CountRequest, name: str) -> list[Struct]:
+    """The items of a request, checked; those without an id get one that begins with `name`.
+
+    Raises: RequestError naming the field at fault.
+    """
+    if isinstance(request.input, str):
+        raws = [{"type": "message", "role": "user", "content": request.input}]
+        raws = raws if request.input else []
+    else:
+        raws = request.input
+    items = []
+    for index, raw in enumerate(raws):
+        where = f"input[{index}]"
+        kind = ITEMS.get(str(raw.get("type") or "message"))
+        if kind is None:
+            raise RequestError(
+                f"{where} is an item of a kind that cannot be read here",
+                param=f"{where}.type",
+                code="unsupported_content",
+                found=repr(raw.get("type"))[:80],
+                wanted=", ".join(ITEMS),
+            )
+        items.append(ask.part({"id": f"item_{name}_{index}", **raw}, kind, OF_ITEMS, where))
+    return items
+
+
+def messages_of(instructions: str | None, items: list[Struct]) -> list[dict[str, Any]]:
+    """The conversation in OpenAI's older form. What one answer consisted of is one message."""
+    told: list[dict[str, Any]] = []
+    if instructions:
+        told.append({"role": "system", "content": instructions})
+    for item in items:
+        if isinstance(item, ResultItem):
+            output = _text(item.output)
+            told.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
+        elif isinstance(item, MessageItem) and item.role != "assistant":
+            told.append({"role": item.role, "content": _text(item.content)})
+        else:
+            if not told or told[-1]["role"] != "assistant":
+                told.append({"role": "assistant", "content": ""})
+            _add(told[-1], item)
+    return told
+
+
+def tools_of(request: CountRequest) -> list[dict[str, Any]] | None:
+    """The tools that the model is shown, in OpenAI's older form."""
+    if not request.tools or request.tool_choice == "none":
+        return None
+    return [
+        {"type": "function", "function": {k: v for k, v in to_builtins(t).items() if k != "type"}}
+        for t in request.tools
+    ]
+
+
+def _add(message: dict[str, Any], item: Struct) -> None:
+    """Put a part of an answer to the others."""
+    if isinstance(item, MessageItem):
+        message["content"] += _text(item.content)
+    elif isinstance(item, ReasoningItem):
+        reasoning = message.get("reasoning_content", "") + _text(item.content or [])
+        message["reasoning_content"] = reasoning
+    elif isinstance(item, CallItem):
+        function = {"name": item.name, "arguments": item.arguments}
+        calls = message.setdefault("tool_calls", [])
+        calls.append({"id": item.call_id, "type": "function", "function": function})
+
+
+def _text(content: str | list[Part]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)

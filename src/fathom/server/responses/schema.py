@@ -1,0 +1,189 @@
+"""What a request to /v1/responses may say, its items, and what is refused of both."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from fathom.server.decode import Refusals, Refused
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class Part(Struct, frozen=True):
+    """A part of a message, of a result, or of reasoning."""
+
+    type: Literal["input_text", "output_text", "text", "reasoning_text", "summary_text"]
+    text: str
+
+
+class MessageItem(Struct, frozen=True, kw_only=True):
+    """A turn."""
+
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[Part]
+    type: Literal["message"] = "message"
+    id: str | None = None
+    status: Status | None = None
+    phase: Literal["commentary", "final_answer"] | None = None
+
+
+class CallItem(Struct, frozen=True, kw_only=True):
+    """A call that an earlier answer made."""
+
+    call_id: str
+    name: str
+    arguments: str
+    type: Literal["function_call"] = "function_call"
+    id: str | None = None
+    status: Status | None = None
+
+
+class ResultItem(Struct, frozen=True, kw_only=True):
+    """What a call gave."""
+
+    call_id: str
+    output: str | list[Part]
+    type: Literal["function_call_output"] = "function_call_output"
+    id: str | None = None
+    status: Status | None = None
+
+
+class ReasoningItem(Struct, frozen=True, kw_only=True):
+    """Reasoning of an earlier answer; the templates drop it."""
+
+    type: Literal["reasoning"] = "reasoning"
+    content: list[Part] | None = None
+    summary: list[Part] | None = None
+    id: str | None = None
+    status: Status | None = None
+
+
+ITEMS: dict[str, type[Struct]] = {
+    "message": MessageItem,
+    "function_call": CallItem,
+    "function_call_output": ResultItem,
+    "reasoning": ReasoningItem,
+}
+
+
+class Tool(Struct, frozen=True, kw_only=True):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Literal[False] | None = None
+
+
+class Reasoning(Struct, frozen=True):
+    """`reasoning`. It is always given in full, whatever `summary` asks for."""
+
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class Format(Struct, frozen=True):
+    """`text.format`."""
+
+    type: Literal["text"]
+
+
+class Text(Struct, frozen=True):
+    """`text`."""
+
+    format: Format | None = None
+
+
+class CountRequest(Struct, frozen=True, kw_only=True):
+    """The body of POST /v1/responses/input_tokens."""
+
+    input: str | list[dict[str, Any]] = ""
+    instructions: str | None = None
+    model: str | None = None
+    previous_response_id: str | None = None
+    parallel_tool_calls: bool = True
+    reasoning: Reasoning | None = None
+    text: Text | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    tools: list[Tool] | None = None
+    enable_thinking: bool | None = None
+    thinking_token_budget: int | None = None
+
+
+class ResponsesRequest(CountRequest, frozen=True, kw_only=True):
+    """The body of POST /v1/responses. `prompt_cache_key`: equal prefixes are shared anyway."""
+
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stream: bool = False
+    store: bool = True
+    metadata: dict[str, str] | None = None
+    include: list[Literal["reasoning.encrypted_content"]] | None = None
+    prompt_cache_key: str | None = None
+    cache_salt: str | None = None
+    priority: int | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+
+
+# The one place for what structured output will change in this dialect.
+_NO_GRAMMAR = Refused("structured output is not implemented in this dialect yet")
+_NO_FORCED = Refused("forcing a tool call is not implemented in this dialect yet", fix="use auto")
+_NO_SCORES = Refused("there are no logprobs here", fix="use /v1/chat/completions")
+_NO_CACHE_WISHES = Refused("pages are kept until room is needed")
+
+OF_RESPONSES = Refusals(
+    top={
+        "background": Refused("answers are not made in the background", (False,)),
+        "conversation": Refused("there are no conversations", fix="use previous_response_id"),
+        "prompt": Refused("no prompts are kept on the server", fix="use input"),
+        "max_tool_calls": Refused("it is about tools of the server, which has none"),
+        "service_tier": Refused("there is one tier", ("auto", "default")),
+        "stream_options": Refused("chunks are not padded", ({"include_obfuscation": False}, {})),
+        "truncation": Refused("a prompt is never cut", ("disabled",)),
+        "top_logprobs": Refused(_NO_SCORES.why, (0,), _NO_SCORES.fix),
+        "context_management": Refused("conversations are not edited here", ([],)),
+        "prompt_cache_retention": _NO_CACHE_WISHES,
+        "prompt_cache_options": _NO_CACHE_WISHES,
+        "moderation": Refused("nothing is moderated"),
+    },
+    inner={
+        "text": {"verbosity": Refused("the models have no such setting", ("medium",))},
+        "text.format": {"name": _NO_GRAMMAR, "schema": _NO_GRAMMAR, "strict": _NO_GRAMMAR},
+        "reasoning": {
+            "context": Refused("the templates decide what earlier reasoning is shown", ("auto",)),
+            "generate_summary": Refused("OpenAI replaced it", fix="use summary"),
+        },
+        "tools": {
+            "allowed_callers": Refused("nothing is run on the server", (["direct"],)),
+            "defer_loading": Refused("every tool is shown", (False,)),
+            "output_schema": Refused("results are not checked"),
+        },
+    },
+    values={
+        "text.format.type": {"json_object": _NO_GRAMMAR, "json_schema": _NO_GRAMMAR},
+        "tool_choice": {"required": _NO_FORCED},
+        "tools.strict": {True: _NO_GRAMMAR},
+        "include": {"message.output_text.logprobs": _NO_SCORES},
+    },
+    objects={"tool_choice": _NO_FORCED},
+)
+
+_NO_EXTRAS = {
+    "annotations": Refused("the models cite nothing", ([],)),
+    "logprobs": Refused("scores of earlier answers say nothing", ([],)),
+}
+OF_ITEMS = Refusals(
+    top={
+        "encrypted_content": Refused("reasoning of other servers cannot be read"),
+        "namespace": Refused("tools have no namespaces"),
+        "caller": Refused("nothing is run on the server", ({"type": "direct"},)),
+    },
+    inner={"content": _NO_EXTRAS},
+)

@@ -1,0 +1,73 @@
+"""What /v1/responses says: the answer as an object, its events, and errors in mid-stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import json
+
+from fathom.server.answer import Counts
+from fathom.server.envelope import Form
+
+
+def event(name: str, number: int, /, **fields: Any) -> bytes:
+    """A server-sent event with its name, which is the object's type too, and its number."""
+    body = json.encode({"type": name, "sequence_number": number, **fields})
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), body)
+
+
+def _error_event(body: bytes) -> bytes:
+    error = json.decode(body)["error"]
+    return b"event: error\ndata: %s\n\n" % json.encode(
+        {**error, "type": "error", "sequence_number": 0, "error": error}
+    )
+
+
+RESPONSES = Form(frame=_error_event)
+
+
+def usage(counts: Counts) -> dict[str, Any]:
+    """Token counts."""
+    return {
+        "input_tokens": counts.prompt,
+        "input_tokens_details": {"cached_tokens": counts.cached, "cache_write_tokens": 0},
+        "output_tokens": counts.completion,
+        "output_tokens_details": {"reasoning_tokens": counts.reasoning},
+        "total_tokens": counts.prompt + counts.completion,
+    }
+
+
+@dataclass(slots=True)
+class OpenItem:
+    """An item that grows, of kind reasoning, message or function_call. `number` parts calls."""
+
+    kind: str
+    number: int
+    id: str
+    name: str = ""
+    call_id: str = ""
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """What it holds."""
+        return "".join(self.pieces)
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """Its only part."""
+        if self.kind == "reasoning":
+            return {"type": "reasoning_text", "text": self.text}
+        return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": []}
+
+    def told(self, status: str) -> dict[str, Any]:
+        """The item; without content while it is in progress."""
+        item: dict[str, Any] = {"type": self.kind, "id": self.id, "status": status}
+        if self.kind == "function_call":
+            call = {"call_id": self.call_id, "name": self.name, "arguments": self.text}
+            return {**item, **call}
+        content = [self.part] if status != "in_progress" else []
+        if self.kind == "reasoning":
+            return {**item, "summary": [], "content": content}
+        return {**item, "role": "assistant", "content": content}

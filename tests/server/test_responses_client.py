@@ -1,0 +1,276 @@
+"""Compares what the real `openai` client reads of /v1/responses with what a scripted engine says,
+and the prompts with those of the same conversations in /v1/chat/completions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from fathom.errors import ConfigError
+from fathom.server.config import ServerConfig
+from fathom.server.responses.store import MAX_BYTES, Kept, ResponseStore
+from fathom.text.markers import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEP
+from tests.server.live_server import LiveServer
+from tests.server.scripted_engine import MODEL
+
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "name": "add",
+    "description": "Adds",
+    "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
+    "strict": False,
+}
+FUNCTION = {"type": "function", "function": {k: TOOL[k] for k in TOOL if k != "type"}}
+CALLS = (
+    f"Adding.{CALLS_BEGIN}"
+    f'{CALL_BEGIN}add{SEP}{{"a": 1}}{CALL_END}'
+    f'{CALL_BEGIN}add{SEP}{{"a": 2}}{CALL_END}{CALLS_END}'
+)
+
+
+@pytest.fixture
+def server() -> Iterator[LiveServer]:
+    with LiveServer() as live:
+        yield live
+
+
+@pytest.fixture
+def client(server: LiveServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as one:
+        yield one
+
+
+def prompt_of(server: LiveServer) -> str:
+    return server.engine.tokenizer.decode(server.engine.requests[-1].prompt_ids)
+
+
+def test_text(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model=MODEL, input="What is the answer?", instructions="Hm.")
+    assert answer.output_text == "The answer is 42."
+    assert answer.status == "completed"
+    assert [item.type for item in answer.output] == ["message"]
+    counted = client.responses.input_tokens.count(
+        model=MODEL, input="What is the answer?", instructions="Hm."
+    )
+    assert answer.usage is not None
+    assert counted.input_tokens == answer.usage.input_tokens
+    cut = client.responses.create(model=MODEL, input="?", max_output_tokens=2)
+    assert cut.status == "incomplete"
+    assert cut.incomplete_details is not None
+    assert cut.incomplete_details.reason == "max_output_tokens"
+
+
+def test_whole_and_streamed_agree(client: openai.OpenAI, server: LiveServer) -> None:
+    server.engine.answer = f"Hm.</think>{CALLS}"
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "input": "?",
+        "tools": [TOOL],
+        "reasoning": {"effort": "high"},
+    }
+    whole = client.responses.create(**asked)
+    with client.responses.stream(**asked) as stream:
+        events = list(stream)
+        streamed = stream.get_final_response()
+    kinds = [item.type for item in whole.output]
+    assert kinds == ["reasoning", "message", "function_call", "function_call"]
+    for one in (whole, streamed):
+        reasoning, message, *calls = one.output
+        assert reasoning.content[0].text == "Hm."  # type: ignore
+        assert message.content[0].text == one.output_text == "Adding."  # type: ignore
+        assert [json.loads(call.arguments) for call in calls] == [{"a": 1}, {"a": 2}]  # type: ignore
+        assert one.usage is not None
+        assert one.usage.output_tokens_details.reasoning_tokens > 0
+        assert one.thinking == {"type": "enabled"}  # type: ignore[union-attr]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[0].type == "response.created"
+    assert events[-1].type == "response.completed"
+    for begun, done in (
+        ("response.output_item.added", "response.output_item.done"),
+        ("response.content_part.added", "response.content_part.done"),
+    ):
+        of_kind = [event for event in events if event.type in (begun, done)]
+        assert [event.type for event in of_kind] == [begun, done] * (len(of_kind) // 2)
+    text = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(text) == "Adding."
+    assert client.responses.retrieve(streamed.id).output_text == "Adding."
+
+
+def test_a_conversation_goes_on_from_what_was_kept(
+    client: openai.OpenAI, server: LiveServer
+) -> None:
+    server.engine.answer = CALLS
+    first = client.responses.create(model=MODEL, input="1 and 2?", tools=[TOOL])  # type: ignore
+    results: Any = [
+        {"type": "function_call_output", "call_id": call.call_id, "output": "ok"}
+        for call in first.output[1:]
+    ]
+    server.engine.answer = "Done."
+    second = client.responses.create(
+        model=MODEL,
+        input=results,
+        tools=[TOOL],
+        previous_response_id=first.id,  # type: ignore
+    )
+    third = client.responses.create(
+        model=MODEL,
+        input="Thanks.",
+        tools=[TOOL],
+        previous_response_id=second.id,  # type: ignore
+    )
+    kept = prompt_of(server)
+    whole: Any = [
+        {"role": "user", "content": "1 and 2?"},
+        *[item.to_dict() for item in first.output],
+        *results,
+        *[item.to_dict() for item in second.output],
+        {"role": "user", "content": [{"type": "input_text", "text": "Thanks."}]},
+    ]
+    client.responses.create(model=MODEL, input=whole, tools=[TOOL], store=False)  # type: ignore
+    assert prompt_of(server) == kept
+    calls = [
+        {"id": "a", "type": "function", "function": {"name": "add", "arguments": arguments}}
+        for arguments in ('{"a": 1}', '{"a": 2}')
+    ]
+    client.chat.completions.create(
+        model=MODEL,
+        tools=[FUNCTION],  # type: ignore[list-item]
+        messages=[
+            {"role": "user", "content": "1 and 2?"},
+            {"role": "assistant", "content": "Adding.", "tool_calls": calls},  # type: ignore
+            {"role": "tool", "tool_call_id": "a", "content": "ok"},
+            {"role": "tool", "tool_call_id": "a", "content": "ok"},
+            {"role": "assistant", "content": "Done."},
+            {"role": "user", "content": "Thanks."},
+        ],
+    )
+    assert prompt_of(server) == kept
+    items = client.responses.input_items.list(second.id, order="asc").data
+    assert [item.type for item in items] == ["function_call_output"] * 2
+    page = client.responses.input_items.list(second.id, order="asc", limit=1)
+    assert page.has_more
+    assert [item.id for item in page] == [item.id for item in items]
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.create(model=MODEL, input="?", previous_response_id=third.id)
+
+
+def test_what_is_not_kept_is_not_found(client: openai.OpenAI) -> None:
+    gone = client.responses.create(model=MODEL, input="?", store=False)
+    for call in (client.responses.retrieve, client.responses.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(gone.id)
+
+
+def test_only_the_key_that_asked_finds_an_answer() -> None:
+    with LiveServer(ServerConfig(port=0, api_key=("one", "two"))) as live:
+        url = f"{live.url}/v1"
+        with openai.OpenAI(base_url=url, api_key="one") as one:
+            kept = one.responses.create(model=MODEL, input="?").id
+            assert one.responses.retrieve(kept).id == kept
+        with openai.OpenAI(base_url=url, api_key="two") as two:
+            with pytest.raises(openai.NotFoundError):
+                two.responses.retrieve(kept)
+            with pytest.raises(openai.NotFoundError):
+                two.responses.create(model=MODEL, input="?", previous_response_id=kept)
+
+
+def kept(name: str, text: str = "", previous: str | None = None) -> Kept:
+    return Kept({"id": name, "previous_response_id": previous, "text": text}, [])
+
+
+def test_answers_are_kept_for_their_time_and_across_a_restart(tmp_path: Path) -> None:
+    now_s = [0.0]
+    path = str(tmp_path / "responses.db")
+    store = ResponseStore(path, 10.0, lambda: now_s[0])
+    store.put("me", kept("a"))
+    now_s[0] = 6.0
+    store.put("me", kept("b", previous="a"))
+    store.close()
+    store = ResponseStore(path, 10.0, lambda: now_s[0])
+    chain = store.chain("me", "b")
+    assert chain is not None
+    assert [one.response["id"] for one in chain] == ["a", "b"]
+    assert store.chain("you", "b") is None
+    now_s[0] = 12.0
+    assert store.get("me", "a") is None
+    assert store.get("me", "b") is not None
+    assert store.chain("me", "b") is None
+    assert not store.delete("me", "a")
+    store.close()
+
+
+def test_the_oldest_go_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_BYTES > 2**20
+    monkeypatch.setattr("fathom.server.responses.store.MAX_BYTES", 2500)
+    store = ResponseStore(None, 10.0, lambda: 0.0)
+    for name in "abcd":
+        store.put("", kept(name, "x" * 1000))
+    assert [name for name in "abcd" if store.get("", name)] == ["c", "d"]
+    store.close()
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="responses-db"):
+        ResponseStore(str(tmp_path / "missing" / "x.db"), 1.0, lambda: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"zzz": 1}, "zzz"),
+        ({"background": True}, "background"),
+        ({"conversation": "c"}, "conversation"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "add"}}, "tool_choice"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": [{**TOOL, "strict": True}]}, "tools[0].strict"),
+        ({"text": {"format": {"type": "json_object"}}}, "text.format.type"),
+        ({"include": ["file_search_call.results"]}, "include[0]"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content"),
+        ({"reasoning": {"effort": "none"}, "enable_thinking": True}, "enable_thinking"),
+        ({"previous_response_id": "resp_none"}, "previous_response_id"),
+    ],
+)
+def test_what_is_not_honoured_is_named(server: LiveServer, change: Any, param: str) -> None:
+    response = httpx.post(
+        f"{server.url}/v1/responses", json={"model": MODEL, "input": "?", **change}
+    )
+    assert response.status_code in (400, 404)
+    assert response.json()["error"]["param"].startswith(param)
+
+
+def test_what_a_coding_agent_sends(client: openai.OpenAI) -> None:
+    answer = client.responses.create(
+        model=MODEL,
+        instructions="You are an agent.",
+        input=[
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]}
+        ],
+        tools=[TOOL],  # type: ignore[list-item]
+        tool_choice="auto",
+        parallel_tool_calls=False,
+        reasoning={"effort": "medium", "summary": "auto"},
+        store=False,
+        include=["reasoning.encrypted_content"],
+        prompt_cache_key="session",
+    )
+    assert [text.split(":")[0] for text in answer.warnings] == [  # type: ignore[attr-defined]
+        "reasoning.summary",
+        "include",
+    ]
+
+
+def test_a_failure_in_mid_stream_is_an_event(client: openai.OpenAI, server: LiveServer) -> None:
+    server.engine.fails_after = 2
+    with pytest.raises(openai.APIError, match="told to die"):
+        list(client.responses.create(model=MODEL, input="?", stream=True))
