@@ -1,5 +1,5 @@
-"""Compares, on the embedded model, the dialects with each other, an answer with limited reasoning with
-one without a limit, and the prefix cache before and after it is flushed."""
+"""Compares, on the embedded model, the dialects with each other, an answer of limited reasoning
+with one without a limit, and the prefix cache before and after it is flushed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def test_dialects_agree(server: Server) -> None:
             model=model, input=ASK[0]["content"], temperature=0, max_output_tokens=24
         )
     with anthropic.Anthropic(base_url=server.url, api_key="none") as two:
-        message = two.messages.create(model=model, messages=ASK, temperature=0, max_tokens=24)
+        message = two.messages.create(
+            model=model, messages=ASK, max_tokens=24, extra_body={"temperature": 0}
+        )
     with ollama.Client(host=server.url) as three:
         options = {"temperature": 0, "num_predict": 24}
         last = three.chat(model=model, messages=ASK, options=options)

@@ -1,4 +1,4 @@
-"""HTTP: OpenAI's API, the chat page, metrics. One folder a dialect.
+"""HTTP: one folder a dialect, and what all share; the chat page, metrics.
 
 May import `spec`, `core` (types), `text`, `engine` and L0 only, and never torch.
 """
