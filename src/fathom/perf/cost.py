@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import hypot
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fathom.perf.calibration import Calibration, Law
 from fathom.perf.parts import ALL_TOKENS, Formats, Part, parts
 from fathom.perf.rates import Rates, cluster_rates
 from fathom.perf.shape import StepShape
+from fathom.spec.dense import DenseSpec
 from fathom.spec.hardware import Cluster
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Layout
@@ -42,17 +43,27 @@ class OpCost:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Term:
+class _Term(NamedTuple):
     """A part with its rates folded in: seconds of fixed work and for each of its counts."""
 
-    count: int
+    runs: int
     fixed_s: float
     bytes_s: float
     bytes_each_s: float
     grows: int
     operations_each_s: float
     computes: int
+
+
+class _Exchange(NamedTuple):
+    """The same of a collective, which has two ways."""
+
+    runs: int
+    fixed_s: float
+    each_s: float
+    ramp_s: float
+    ramp_each_s: float
+    grows: int
 
 
 class CostModel:
@@ -69,23 +80,12 @@ class CostModel:
         self.layout, self.rates, self.calibration = layout, rates, calibration
         self._parts = model_parts
         self._num_layers = num_layers
-        terms = [self._term(part) for part in model_parts]
-        self._terms = tuple(
-            (
-                term.count,
-                term.fixed_s,
-                term.bytes_s,
-                term.bytes_each_s,
-                term.grows,
-                term.operations_each_s,
-                term.computes,
-            )
-            for part, term in zip(model_parts, terms, strict=True)
-            if not part.chances
-        )
+        plain = (part for part in model_parts if not part.chances and not part.ranks)
+        self._terms = tuple(map(self._term, plain))
+        self._exchanges = tuple(self._exchange(part) for part in model_parts if part.ranks)
         self._experts = tuple(
-            (part.chances, term, self._law_of(part).unit_s)
-            for part, term in zip(model_parts, terms, strict=True)
+            (part.chances, self._term(part), self._law_of(part).unit_s)
+            for part in model_parts
             if part.chances
         )
         self._distinct: dict[int, float] = {}
@@ -129,7 +129,7 @@ class CostModel:
             distinct = self._distinct_experts(chances, tokens)
             moving_s = distinct * term.bytes_s + term.bytes_each_s * tokens
             seconds = term.fixed_s + unit_s * distinct
-            total_s += term.count * (seconds + hypot(moving_s, term.operations_each_s * tokens))
+            total_s += term.runs * (seconds + hypot(moving_s, term.operations_each_s * tokens))
         return total_s
 
     def host_s(self, shape: StepShape) -> float:
@@ -236,7 +236,7 @@ class CostModel:
         """Bytes per second, seconds that a link adds, and the peak."""
         if part.ranks:
             bytes_s, more_s = self.rates.link(part.ranks)
-            return bytes_s, more_s, self.rates.bf16
+            return bytes_s, more_s, self.rates.bfloat16
         return self.rates.bytes_s, 0.0, self.rates.operations_s(part.form)
 
     @staticmethod
@@ -248,7 +248,7 @@ class CostModel:
         bytes_rate, more_s, peak = self._rates_of(part)
         bytes_s = bytes_rate * law.bandwidth
         return _Term(
-            count=part.count,
+            runs=part.count,
             fixed_s=law.fixed_s + more_s + (0.0 if part.chances else law.unit_s * part.units),
             bytes_s=part.fixed_bytes / bytes_s,
             bytes_each_s=part.bytes_each / bytes_s,
@@ -257,9 +257,23 @@ class CostModel:
             computes=self._computes(part),
         )
 
+    def _exchange(self, part: Part) -> _Exchange:
+        law = self._law_of(part)
+        bytes_rate, more_s, _ = self._rates_of(part)
+        each_s = part.bytes_each / bytes_rate
+        ramp_each_s = each_s / (law.ramp_bandwidth or law.bandwidth)
+        return _Exchange(
+            part.count,
+            law.fixed_s + more_s,
+            each_s / law.bandwidth,
+            law.ramp_s,
+            ramp_each_s,
+            part.grows,
+        )
+
 
 def cost_model(
-    model: ModelSpec,
+    model: ModelSpec | DenseSpec,
     layout: Layout,
     cluster: Cluster | Rates,
     formats: Formats,

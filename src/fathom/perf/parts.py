@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fathom.spec.dense import DenseSpec, Gqa
 from fathom.spec.formats import BFLOAT16, Format, kv_cell_bytes
 from fathom.spec.model import Mla, ModelSpec, Moe
 from fathom.spec.parallel import Layout
@@ -57,7 +58,7 @@ class Part:
 class _Rank:
     """One rank's part of a model."""
 
-    spec: ModelSpec
+    spec: ModelSpec | DenseSpec
     layout: Layout
     formats: Formats
     skew: float
@@ -96,9 +97,30 @@ class _Rank:
             units=inputs,
         )
 
+    def attend(
+        self, law: str, num_bytes: float, operations: float, grows: int, computes: int
+    ) -> Part:
+        """Attention of all layers: bytes for each token of the context, operations for each pair of
+        a query and a key."""
+        return Part(
+            name=f"attend, {'prompt' if law == 'prefill' else law}",
+            law=law,
+            count=self.spec.num_layers,
+            grows=grows,
+            bytes_each=num_bytes,
+            operations_each=operations,
+            computes=computes,
+        )
+
     def rows(self, name: str, count: int, values: float, *, grows: int = TOKENS) -> Part:
         """A pass over rows, of `values` read and written each."""
         return Part(name=name, law="rows", count=count, grows=grows, bytes_each=values * self.item)
+
+    def reduced(self, count: int) -> Part:
+        """A sum over a tensor-parallel group: scattered, then gathered."""
+        tp = self.layout.tp
+        row_bytes = 2 * (tp - 1) / tp * self.spec.hidden_size * self.item
+        return self.collective("all-reduce", count, tp, row_bytes)
 
     def collective(self, name: str, count: int, ranks: int, row_bytes: float) -> Part:
         """An exchange; `row_bytes` leave each rank, and reach it, for each of its tokens."""
@@ -107,81 +129,86 @@ class _Rank:
         )
 
 
-def parts(spec: ModelSpec, layout: Layout, formats: Formats, skew: float = 0.0) -> tuple[Part, ...]:
+def parts(
+    spec: ModelSpec | DenseSpec, layout: Layout, formats: Formats, skew: float = 0.0
+) -> tuple[Part, ...]:
     """Every kernel of a step of the rank that has most to do, with all layers of the pipeline."""
     rank = _Rank(spec, layout, formats, skew)
-    return tuple(
-        part
-        for part in (*_attention(rank), *_mlps(rank), *_ends(rank))
-        if part.count and (part.ranks > 1 or part.law not in ("all-reduce", "exchange", "send"))
+    if isinstance(spec, DenseSpec):
+        layers = (*_gqa_attention(rank, spec.gqa), *_dense(rank, spec.num_layers))
+    else:
+        layers = (*_mla_attention(rank, spec.mla), *_mlps(rank, spec))
+    made = (*layers, *_ends(rank))
+    return tuple(part for part in made if part.count and part.ranks != 1)
+
+
+def _gqa_attention(rank: _Rank, gqa: Gqa) -> Iterator[Part]:
+    """Keys and values by their heads, which ranks beyond their number hold again."""
+    layers, tp = rank.spec.num_layers, rank.layout.tp
+    queries, keys = gqa.num_heads / tp * gqa.head_dim, max(1, gqa.num_kv_heads / tp) * gqa.head_dim
+    yield rank.product("queries, keys, values", layers, queries + 2 * keys, rank.spec.hidden_size)
+    cell = 2 * keys * rank.formats.kv.bits / 8
+    yield rank.attend("decode", cell, 4 * queries, DECODE_KV, DECODE_PAIRS)
+    yield rank.attend("prefill", cell, 4 * queries, PREFILL_KV, PREFILL_PAIRS)
+    yield from _after_attention(rank, queries)
+
+
+def _mla_attention(rank: _Rank, mla: Mla) -> Iterator[Part]:
+    """Decode stays in the latents' space; prompts multiply keys and values out of the latents."""
+    layers, hidden, heads = (
+        rank.spec.num_layers,
+        rank.spec.hidden_size,
+        mla.num_heads / rank.layout.tp,
     )
-
-
-def _attention(rank: _Rank) -> Iterator[Part]:
-    spec, mla, tp = rank.spec, rank.spec.mla, rank.layout.tp
-    layers, hidden, heads = spec.num_layers, spec.hidden_size, mla.num_heads // tp
-    yield rank.rows("norms", 2 * layers, 4 * hidden)
     if mla.q_lora_rank is None:
-        yield rank.product("queries and latents", layers, heads * mla.qk_dim, hidden)
+        yield rank.product("queries", layers, heads * mla.qk_dim, hidden)
         yield rank.product("latents", layers, mla.latent_dim, hidden)
     else:
-        width = mla.q_lora_rank + mla.latent_dim
-        yield rank.product("queries and latents", layers, width, hidden)
+        yield rank.product("latents", layers, mla.q_lora_rank + mla.latent_dim, hidden)
         yield rank.product("queries", layers, heads * mla.qk_dim, mla.q_lora_rank)
-    yield from _attend(rank, mla, layers, heads)
-    yield rank.product("output", layers, hidden, heads * mla.v_dim)
-    yield rank.collective("all-reduce", layers, tp, _reduced(tp) * hidden * rank.item)
-
-
-def _attend(rank: _Rank, mla: Mla, layers: int, heads: int) -> Iterator[Part]:
-    """Decode stays in the latents' space; prompts multiply keys and values out of the latents."""
     form, latent = rank.formats.compute, mla.kv_lora_rank
-    for name, width in (("absorb queries", mla.nope_dim), ("values", mla.v_dim)):
-        absorb = rank.product(name, layers, heads * width, latent, grows=DECODE_TOKENS, form=form)
-        yield absorb
-    cell = kv_cell_bytes(rank.formats.kv, latent, mla.rope_dim)
-    yield Part(
-        name="attend, decode",
-        law="decode",
-        count=layers,
-        grows=DECODE_KV,
-        bytes_each=cell,
-        operations_each=2 * heads * (mla.latent_dim + latent),
-        computes=DECODE_PAIRS,
-        form=BFLOAT16,
-    )
+    for name, width in (("absorb queries", mla.nope_dim), ("absorb values", mla.v_dim)):
+        yield rank.product(name, layers, heads * width, latent, grows=DECODE_TOKENS, form=form)
+    cell = float(kv_cell_bytes(rank.formats.kv, latent, mla.rope_dim))
+    absorbed = 2 * heads * (mla.latent_dim + latent)
+    yield rank.attend("decode", cell, absorbed, DECODE_KV, DECODE_PAIRS)
     expanded = heads * (mla.nope_dim + mla.v_dim)
     yield rank.product("keys and values", layers, expanded, latent, grows=PREFILL_KV)
-    yield Part(
-        name="attend, prompt",
-        law="prefill",
-        count=layers,
-        grows=PREFILL_KV,
-        bytes_each=cell + heads * (mla.qk_dim + mla.v_dim) * rank.item,
-        operations_each=expanded_operations(mla, heads, 1),
-        computes=PREFILL_PAIRS,
-        form=BFLOAT16,
-    )
+    cell += heads * (mla.qk_dim + mla.v_dim) * rank.item
+    operations = expanded_operations(mla, heads, 1)
+    yield rank.attend("prefill", cell, operations, PREFILL_KV, PREFILL_PAIRS)
+    yield from _after_attention(rank, heads * mla.v_dim)
 
 
-def _mlps(rank: _Rank) -> Iterator[Part]:
-    spec, tp = rank.spec, rank.layout.tp
+def _after_attention(rank: _Rank, inputs: float) -> Iterator[Part]:
+    layers, hidden = rank.spec.num_layers, rank.spec.hidden_size
+    yield rank.product("output", layers, hidden, inputs)
+    yield rank.reduced(layers)
+    yield rank.rows("norms", 2 * layers, 4 * hidden)
+
+
+def _dense(rank: _Rank, count: int) -> Iterator[Part]:
+    if isinstance(rank.spec, DenseSpec):
+        inner = rank.spec.intermediate_size
+    else:
+        inner = rank.spec.dense_intermediate_size
+    yield from _gated(rank, "dense MLP", count, inner / rank.layout.tp)
+    yield rank.reduced(count)
+
+
+def _mlps(rank: _Rank, spec: ModelSpec) -> Iterator[Part]:
     num_moe = sum(map(spec.is_moe_layer, range(spec.num_layers)))
-    num_dense = spec.num_layers - num_moe
-    yield from _gated(rank, "dense MLP", num_dense, spec.dense_intermediate_size / tp)
-    reduced = _reduced(tp) * spec.hidden_size * rank.item
-    yield rank.collective("all-reduce", num_dense, tp, reduced)
+    yield from _dense(rank, spec.num_layers - num_moe)
     if spec.moe is None:
         return
-    yield rank.product(
-        "router", num_moe, spec.moe.num_experts, spec.hidden_size, form=rank.formats.compute
-    )
-    shared = spec.moe.num_shared_experts * spec.moe.intermediate_size / tp
+    form = rank.formats.compute
+    yield rank.product("router", num_moe, spec.moe.num_experts, spec.hidden_size, form=form)
+    shared = spec.moe.num_shared_experts * spec.moe.intermediate_size / rank.layout.tp
     if shared:
         yield from _gated(rank, "shared experts", num_moe, shared)
     yield _experts(rank, spec.moe, num_moe)
     if rank.layout.dp == 1:
-        yield rank.collective("all-reduce", num_moe, tp, reduced)
+        yield rank.reduced(num_moe)
     else:
         yield from _exchanges(rank, spec.moe, num_moe)
 
@@ -238,8 +265,3 @@ def _ends(rank: _Rank) -> Iterator[Part]:
     # The hidden state and the residual go on to the next stage.
     hops = layout.pp - 1
     yield rank.collective("send", hops, 2 if hops else 1, 2 * spec.hidden_size * rank.item)
-
-
-def _reduced(ranks: int) -> float:
-    """Bytes that leave a rank for each that an all-reduce sums: to scatter sums and gather them."""
-    return 2 * (ranks - 1) / ranks

@@ -4,35 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fathom.spec.formats import FP8_BLOCK, INT8_CHANNEL, Format
-from fathom.spec.hardware import Cluster
+from fathom.spec.formats import Format
+from fathom.spec.hardware import Cluster, Cpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Of one device: `bytes_s` of its memory; operations per second by kind of number, `fp8` and
-    `int8` the same as `bf16` where it has no such units. `node`: devices that share a host; `links`
-    of groups of ranks as (largest group, bytes per second and direction), the smallest first, and
-    seconds that each adds to a collective beside what was measured."""
+    """Of one device: `bytes_s` of its memory; operations per second by the format of weights, the
+    same as `bfloat16` where it has no units for them or multiplies them out on the way. `links` of
+    groups of ranks as (largest group, bytes per second and direction, seconds that they add to a
+    collective beside what was measured), the smallest first."""
 
     machine: str
     bytes_s: float
-    bf16: float
-    fp8: float
+    bfloat16: float
+    fp8_block: float
     int8: float
-    node: int = 1
+    int4: float
     links: tuple[tuple[int, float, float], ...] = ()
 
     def operations_s(self, form: Format) -> float:
-        """Of products whose weights have a format; int4 is multiplied out to bfloat16 on the way.
-
-        Where there are CPU kernels for it, int4 runs at int8's rate: `fp8` is 0 there.
-        """
-        if form == INT8_CHANNEL:
-            return self.int8
-        if form == FP8_BLOCK:
-            return self.fp8
-        return self.bf16
+        """Of products whose weights have a format."""
+        by_name = {"fp8_block": self.fp8_block, "int8": self.int8, "int4": self.int4}
+        return by_name.get(form.name, self.bfloat16)
 
     def link(self, ranks: int) -> tuple[float, float]:
         """Bytes per second and direction within a group of `ranks` neighbours, and seconds more
@@ -51,19 +45,29 @@ _PCIE_MORE_S, _NETWORK_MORE_S = 20e-6, 25e-6
 def cluster_rates(cluster: Cluster) -> Rates:
     """Of a cluster of GPUs."""
     gpu, node = cluster.gpu, cluster.gpus_per_node
-    links = []
-    if gpu.nvlink_bytes_s:
-        links.append((min(node, gpu.nvlink_gpus), gpu.nvlink_bytes_s, 0.0))
-    if not links or links[0][0] < node:
-        links.append((node, gpu.pcie_bytes_s, _PCIE_MORE_S))
+    sizes = ((min(node, gpu.nvlink_gpus), 0.0), (node, _PCIE_MORE_S))
+    links = [(size, cluster.group_bytes_s(size), more_s) for size, more_s in sizes if size > 1]
     if cluster.nodes > 1:
         links.append((cluster.num_gpus, cluster.network_bytes_s, _NETWORK_MORE_S))
     return Rates(
         machine=gpu.id,
         bytes_s=gpu.bandwidth_bytes_s,
-        bf16=gpu.bf16_flops,
-        fp8=gpu.fp8_flops if gpu.has_fp8 and gpu.fp8_flops else gpu.bf16_flops,
+        bfloat16=gpu.bf16_flops,
+        fp8_block=gpu.fp8_flops if gpu.has_fp8 and gpu.fp8_flops else gpu.bf16_flops,
         int8=gpu.int8_ops or gpu.bf16_flops,
-        node=node,
+        int4=gpu.bf16_flops,
         links=tuple(links),
+    )
+
+
+def cpu_rates(cpu: Cpu, sockets: int = 1) -> Rates:
+    """Of the sockets of a host as one device, as its maker states them: int4 is multiplied as int8,
+    FP8 as bfloat16."""
+    return Rates(
+        machine=cpu.id,
+        bytes_s=cpu.bandwidth_bytes_s * sockets,
+        bfloat16=cpu.flops * sockets,
+        fp8_block=cpu.flops * sockets,
+        int8=cpu.int8_ops * sockets,
+        int4=cpu.int8_ops * sockets,
     )

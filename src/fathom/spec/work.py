@@ -23,7 +23,7 @@ def gated_operations(hidden: int, inner: float) -> float:
     return 6 * hidden * inner
 
 
-def absorbed_operations(mla: Mla, heads: int, positions: float, pairs: float) -> float:
+def absorbed_operations(mla: Mla, heads: float, positions: float, pairs: float) -> float:
     """Of attention over latents: queries go into the latents' space, and what heads find comes out
     of it. `pairs`: a query and a key that it sees.
 
@@ -33,7 +33,7 @@ def absorbed_operations(mla: Mla, heads: int, positions: float, pairs: float) ->
     return 2 * positions * up + 2 * heads * pairs * (mla.latent_dim + mla.kv_lora_rank)
 
 
-def expanded_operations(mla: Mla, heads: int, pairs: float) -> float:
+def expanded_operations(mla: Mla, heads: float, pairs: float) -> float:
     """Of attention over keys and values that were multiplied out of the latents; that product is a
     linear op of its own."""
     return 2 * heads * pairs * (mla.qk_dim + mla.v_dim)
@@ -62,4 +62,4 @@ def expert_chances(num_experts: int, per_token: int, skew: float) -> tuple[float
 
 def distinct_experts(chances: Sequence[float], tokens: float) -> float:
     """Expected distinct experts that `tokens` tokens choose, each independently of the others."""
-    return sum(1.0 - (1.0 - chance) ** tokens for chance in chances)
+    return sum(1.0 - float((1.0 - chance) ** tokens) for chance in chances)

@@ -1,7 +1,7 @@
 """Laws of kernels with their measured constants, and the JSON that holds them.
 
-`h200-sglang.json` and `h200-trtllm.json` beside this file are made by `bench/cost.py`;
-`fathom bench calibrate` writes one of the same form for the machine at hand.
+`h200.json` beside this file is made by `bench/cost.py`; `fathom bench calibrate` writes one of the
+same form for the machine at hand.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from fathom.errors import ConfigError
 
 FORMAT = "fathom-calibration/1"
-BUILT_IN = ("h200-sglang", "h200-trtllm")
+_BUILT_IN = "h200.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +25,23 @@ class Law:
     inputs of a product, the experts touched), and the time of its bytes at the share `bandwidth` of
     the memory's (or the link's) rate and of its operations at the share `compute` of the peak,
     joined as the sides of a right angle: bound by the larger, and by both where they are alike.
-    So it is efficient where it is large, and never faster than its roofline."""
+    So it is efficient where it is large, and never faster than its roofline.
+
+    A collective may have a second way for large messages, `ramp_s` more at first and at the share
+    `ramp_bandwidth` of the link; it takes the quicker."""
 
     fixed_s: float = 0.0
     unit_s: float = 0.0
     bandwidth: float = 1.0
     compute: float = 1.0
+    ramp_s: float = 0.0
+    ramp_bandwidth: float = 0.0
 
     def seconds(self, bytes_s: float, operations_s: float, units: float = 0.0) -> float:
         """Of what would take `bytes_s` and `operations_s` at the full rates."""
         moving, computing = bytes_s / self.bandwidth, operations_s / self.compute
+        if self.ramp_bandwidth:
+            moving = min(moving, self.ramp_s + bytes_s / self.ramp_bandwidth)
         return self.fixed_s + self.unit_s * units + hypot(moving, computing)
 
 
@@ -46,7 +53,7 @@ class Calibration:
     `layer_s`: small kernels of a layer that have no law; `step_s`: a step's begin and end;
     `host_step_s` and `host_sequence_s`: the host's work, hidden behind the device where it is less;
     `first_token_s`: what a request waits beside queue and prompt; `skew`: of experts' popularity
-    (`expert_chances`); `blocks_decode`: whether prompts have steps of their own.
+    (`expert_chances`).
     `spread`: for `tpot`, `ttft` and `throughput`, what measured over predicted was in the tenth and
     ninetieth hundredth of points never fitted; with the prefix `other/`, of other machines.
     """
@@ -62,7 +69,6 @@ class Calibration:
     host_sequence_s: float = 0.0
     first_token_s: float = 0.0
     skew: float = 0.0
-    blocks_decode: bool = False
     is_here: bool = False
     licence: str = ""
     spread: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -101,9 +107,7 @@ def parse_calibration(text: str, where: str) -> Calibration:
         raise ConfigError(f"calibration {where}", found=str(error), wanted=FORMAT) from error
 
 
-def built_in(name: str = BUILT_IN[0]) -> Calibration:
-    """One of those that come with fathom. Raises: ConfigError for other names."""
-    if name not in BUILT_IN:
-        raise ConfigError("calibration", found=name, wanted=" or ".join(BUILT_IN))
-    text = resources.files(__name__).joinpath(f"{name}.json").read_text(encoding="utf-8")
-    return parse_calibration(text, name)
+def built_in() -> Calibration:
+    """The one that comes with fathom: kernels and serving of SGLang on H200."""
+    text = resources.files(__name__).joinpath(_BUILT_IN).read_text(encoding="utf-8")
+    return parse_calibration(text, _BUILT_IN)
