@@ -12,9 +12,10 @@ from fathom.spec.hardware import Cluster, Cpu
 class Rates:
     """Of one device: `bytes_s` of its memory; operations per second by the format of weights, the
     same as `bfloat16` where it has no units for them or multiplies them out on the way; `vector`:
-    of float32 outside of matrix units, which scales, sums and exponentiates beside them. `links` of
-    groups of ranks as (largest group, bytes per second and direction, seconds that they add to a
-    collective beside what was measured), the smallest first."""
+    of float32 outside of matrix units, which scales, sums and exponentiates beside them; `node`:
+    devices that share a host. `links` of groups of ranks as (largest group, bytes per second and
+    direction, seconds that they add to a collective beside what was measured), the smallest first.
+    """
 
     machine: str
     bytes_s: float
@@ -23,6 +24,7 @@ class Rates:
     int8: float
     int4: float
     vector: float
+    node: int = 2**20
     links: tuple[tuple[int, float, float], ...] = ()
 
     def operations_s(self, form: Format) -> float:
@@ -67,6 +69,7 @@ def cluster_rates(cluster: Cluster) -> Rates:
         int8=gpu.int8_ops or gpu.bf16_flops,
         int4=gpu.bf16_flops,
         vector=gpu.fp32_flops or gpu.bf16_flops * _VECTOR_SHARE,
+        node=node,
         links=tuple(links),
     )
 
