@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fathom.perf.calibration import Calibration
 from fathom.spec.formats import Format
 from fathom.spec.hardware import Cluster, Cpu
 
@@ -52,6 +53,8 @@ _VECTOR_SHARE = 0.07
 # A collective over PCIe takes some 27 us, over NVLink some 5; one that leaves the node 20 to 30
 # more. Source: measured all-reduces of bench/data, and what users of both report.
 _PCIE_MORE_S, _NETWORK_MORE_S = 20e-6, 25e-6
+# Processes of a host that wait for each other; not measured.
+_HOST_MORE_S = 5e-5
 
 
 def cluster_rates(cluster: Cluster) -> Rates:
@@ -85,4 +88,16 @@ def cpu_rates(cpu: Cpu, sockets: int = 1) -> Rates:
         int8=cpu.int8_ops * sockets,
         int4=cpu.int8_ops * sockets,
         vector=cpu.flops * sockets,
+    )
+
+
+def measured_rates(calibration: Calibration) -> Rates:
+    """Of the machine at hand, as `fathom bench calibrate` found it. Ranks of one host exchange
+    through its memory."""
+    bytes_s = calibration.bytes_s
+    return Rates(
+        machine=calibration.machine,
+        bytes_s=bytes_s,
+        links=((2**20, bytes_s, _HOST_MORE_S),),
+        **calibration.peaks,
     )
