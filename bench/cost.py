@@ -131,10 +131,10 @@ def main() -> None:
     used = [one for one in found if one.point.is_fitted and one.point.engine == ENGINE]
     compared = [one for one in found if one not in used]
     calibration = replace(calibration, spread=spreads(compared))
-    reasons: dict[str, int] = defaultdict(int)
+    excluded: dict[str, list[str]] = defaultdict(list)
     for point in every:
         if point.excluded:
-            reasons[point.excluded] += 1
+            excluded[point.excluded].append(point.id)
     report: dict[str, Any] = {
         "command": "python bench/cost.py",
         "split": "fitted: " + ", ".join(one.point.id for one in used),
@@ -148,7 +148,7 @@ def main() -> None:
         "fitted": {"medians": medians(used), "points": [_row(one) for one in used]},
         "compared": {"medians": medians(compared), "points": [_row(one) for one in compared]},
         "spread": calibration.spread,
-        "excluded": dict(sorted(reasons.items())),
+        "excluded": dict(sorted(excluded.items())),
         "published": {"compared": compare(spec, calibration), "left_out": LEFT_OUT},
     }
     write(ROOT / "src/fathom/perf/calibration/h200.json", calibration.to_json())

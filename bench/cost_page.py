@@ -158,8 +158,15 @@ def page(report: dict[str, Any], calibration: Calibration) -> str:
             f"{row['measured']:.0f} | {row['error']:+.0%} | {row['note']} |"
         )
     lines += ["", "Left out: " + "; ".join(f"{k}: {v}" for k, v in _left_out(report)) + ".", ""]
-    lines += ["## Rows left out", "", "| rows | reason |", "|---|---|"]
-    lines += [f"| {count} | {reason} |" for reason, count in report["excluded"].items()]
+    lines += [
+        "## Rows left out",
+        "",
+        "Their ids are in `bench/results/cost.json`.",
+        "",
+        "| rows | reason |",
+        "|---|---|",
+    ]
+    lines += [f"| {len(ids)} | {reason} |" for reason, ids in report["excluded"].items()]
     lines += ["| 449 | FP4, a format that fathom does not have (not copied) |", ""]
     return "\n".join(lines)
 

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fathom.errors import ConfigError
 from fathom.perf.calibration import Calibration, Law, built_in, parse_calibration
 from fathom.perf.cost import CostModel, cost_model
 from fathom.perf.parts import Formats, parts
 from fathom.perf.shape import StepShape, decode_shape, joined, prefill_shape
 from fathom.spec.catalogue import parse_cluster
 from fathom.spec.families import Model, parameters
-from fathom.spec.formats import BFLOAT16, FP8_BLOCK, FP8_LATENT, int4_group
+from fathom.spec.formats import BFLOAT16, FP8_BLOCK, FP8_LATENT, INT8_CHANNEL, int4_group
 from fathom.spec.hardware import Cluster
 from fathom.spec.known import find_model
 from fathom.spec.model import ModelSpec
@@ -171,6 +172,9 @@ def test_what_was_measured_is_said() -> None:
     elsewhere = model(cluster=parse_cluster("8xH20-141"))
     assert elsewhere.confidence == "roofline"
     assert elsewhere.interval("tpot") == built_in().spread["other/tpot"]
+    # Matrices in a format that was not measured there.
+    eight_bits = cost_model(V3, LAYOUTS[0], EIGHT, Formats(weights=INT8_CHANNEL), built_in())
+    assert eight_bits.confidence == "roofline"
     here = replace(built_in(), is_here=True)
     assert model(calibration=here).confidence == "measured on this machine"
 
@@ -180,3 +184,8 @@ def test_a_calibration_survives_its_file() -> None:
     assert parse_calibration(calibration.to_json(), "it") == calibration
     assert calibration.law("gemm", "int8") == calibration.laws["gemm/bfloat16"]
     assert calibration.law("nothing") == Law()
+
+
+def test_more_ranks_than_gpus_are_refused() -> None:
+    with pytest.raises(ConfigError, match="16 ranks on 8 GPUs"):
+        model(Layout(tp=16))

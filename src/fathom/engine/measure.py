@@ -26,8 +26,8 @@ def time_steps(
     say: Callable[[str], None] = lambda _: None,
 ) -> list[TimedStep]:
     """The quickest of `repeats` runs of each case, of random tokens: other work on the machine only
-    ever slows them. What a sequence has behind it is
-    taken as cached, and never computed: its values change no time.
+    ever slows them. What a sequence has behind it is taken as cached, and never computed: its
+    values change no time.
 
     Raises: CheckpointError, CapacityError, ConfigError, EngineError.
     """

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from math import hypot
 from typing import Literal, NamedTuple
 
+from fathom.errors import ConfigError
 from fathom.perf.calibration import Calibration, Law
 from fathom.perf.parts import ALL_TOKENS, Formats, Part, parts
 from fathom.perf.rates import Rates, cluster_rates
@@ -87,13 +88,16 @@ class CostModel:
             for part in model_parts
             if part.chances
         )
+        largest = max(model_parts, key=lambda part: part.fixed_bytes * (len(part.chances) or 1))
+        self._is_measured = calibration.has_law(largest.law, largest.form.name)
         self._distinct: dict[int, float] = {}
         self._base_s = calibration.step_s + num_layers * calibration.layer_s
 
     @property
     def confidence(self) -> Confidence:
-        """Where the constants come from."""
-        if self.calibration.machine != self.rates.machine:
+        """Where the constants come from: of this machine, if its largest matrices were measured in
+        their format too."""
+        if self.calibration.machine != self.rates.machine or not self._is_measured:
             return "roofline"
         if self.calibration.is_here:
             return "measured on this machine"
@@ -280,7 +284,13 @@ def cost_model(
     formats: Formats,
     calibration: Calibration,
 ) -> CostModel:
-    """The model of a deployment. Devices that are no GPUs of the catalogue come as `Rates`."""
+    """The model of a deployment. Devices that are no GPUs of the catalogue come as `Rates`.
+
+    Raises: ConfigError for a layout of more ranks than the cluster has GPUs.
+    """
+    if isinstance(cluster, Cluster) and layout.world_size > cluster.num_gpus:
+        found = f"{layout.world_size} ranks on {cluster.num_gpus} GPUs"
+        raise ConfigError("layout", found=found, wanted="at most a rank a GPU")
     rates = cluster if isinstance(cluster, Rates) else cluster_rates(cluster)
     made = parts(model, layout, formats, skew=calibration.skew, node=rates.node)
     return CostModel(made, model.num_layers, layout, rates, calibration)

@@ -287,6 +287,7 @@ def _ends(rank: _Rank) -> Iterator[Part]:
     yield rank.product("head", 1, vocab, spec.hidden_size, grows=SAMPLED, form=form)
     logits = 4 * spec.vocab_size * _FLOAT32 / rank.item
     yield rank.rows("sampling", 1, logits, grows=SAMPLED)
-    # The hidden state and the residual go on to the next stage.
+    # The hidden state and the residual go on to the next stage, on this host or the next.
     hops = layout.pp - 1
-    yield rank.collective("send", hops, 2 if hops else 1, 2 * spec.hidden_size * rank.item)
+    ranks = 2 if 2 * rank.stage <= rank.node else 2 * rank.stage
+    yield rank.collective("send", hops, ranks, 2 * spec.hidden_size * rank.item)
