@@ -94,10 +94,14 @@ def cpu_rates(cpu: Cpu, sockets: int = 1) -> Rates:
 def measured_rates(calibration: Calibration) -> Rates:
     """Of the machine at hand, as `fathom bench calibrate` found it. Ranks of one host exchange
     through its memory."""
-    bytes_s = calibration.bytes_s
+    bytes_s, peaks = calibration.bytes_s, calibration.peaks
     return Rates(
         machine=calibration.machine,
         bytes_s=bytes_s,
+        bfloat16=peaks["bfloat16"],
+        fp8_block=peaks["fp8_block"],
+        int8=peaks["int8"],
+        int4=peaks["int4"],
+        vector=peaks["vector"],
         links=((2**20, bytes_s, _HOST_MORE_S),),
-        **calibration.peaks,
     )
