@@ -105,7 +105,7 @@ def page(report: dict[str, Any], calibration: Calibration) -> str:
         "",
         "**Split**, by configuration: SGLang's points of 1024 tokens in and 1024 out on 8 H200",
         "are fitted (5). Other lengths, systems, layouts and engines are only compared. No",
-        "constant was fitted to any of those, but four choices of form were made after seeing some:",
+        "constant was fitted to any of those, but four choices of form were made after some:",
         "one engine's constants for all (with TensorRT-LLM 1.2's published kernels its own served",
         "points of older versions come out up to 16 % too slow); a second way of all-reduces for",
         "large messages, fitted to the kernels (prompts of 8192 tokens had come out a third too",
