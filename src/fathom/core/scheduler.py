@@ -131,6 +131,7 @@ class Scheduler:
             runs_ahead=self._config.run_ahead and not self._config.num_drafts and not constraint,
             constraint=constraint,
         )
+        self._counts["forced_tokens"] += sequence.begin()
         self._num_added += 1
         self._sequences[sequence.id] = sequence
         self._ids[request.id] = sequence.id
@@ -172,8 +173,9 @@ class Scheduler:
         step = _Step(self._capacity.max_batch_tokens)
         self._plan_decodes(step)
         for sequence in step.prefills:
-            if step.budget:
-                self._plan_chunk(step, sequence)
+            if step.is_short_of_pages or not step.budget:
+                break
+            self._continue(step, sequence)
         if not step.is_short_of_pages:
             self._admit(step, now)
         if not step.entries:
@@ -219,6 +221,17 @@ class Scheduler:
             sequence.pending += 1
             sequence.in_flight += 1
 
+    def _continue(self, step: _Step, sequence: Sequence) -> None:
+        """A chunk of a running sequence: of its prompt, or of tokens that a grammar forced."""
+        new_pages: tuple[int, ...] | None = ()
+        if sequence.status is Status.RUNNING:  # others before it may have taken its pages
+            if len(sequence.tokens) > len(sequence.pages) * self._kv.page_size:
+                new_pages = self._grow(sequence, len(sequence.tokens))
+            if new_pages is not None:
+                self._plan_chunk(step, sequence, new_pages)
+            else:
+                step.is_short_of_pages = sequence.status is Status.RUNNING
+
     def _plan_chunk(
         self,
         step: _Step,
@@ -232,7 +245,7 @@ class Scheduler:
         samples = end == num_known
         mask = None
         if samples and sequence.constraint is not None:
-            mask = sequence.constraint.mask()
+            mask = sequence.constraint.mask(())
         tokens = tuple(sequence.tokens[start:end])
         step.entries.append(
             PlanEntry(sequence.id, start, tokens, new_pages, samples, (), admission, mask)
@@ -316,7 +329,7 @@ class Scheduler:
                     self._forget(sequence)
                 continue
             rows = result.prompt_logprobs.get(entry.id)
-            if rows and not sequence.num_outputs:
+            if rows and sequence.num_told == sequence.num_prompt:
                 sequence.prompt_logprobs += rows
             if entry.samples:
                 events.append(self._commit_tokens(sequence, entry, result))
@@ -330,8 +343,7 @@ class Scheduler:
     ) -> TokenEvent:
         """Append what an entry sampled, correct what drafts promised, and end where it ends."""
         accepted = result.tokens[entry.id]
-        num_before = len(sequence.tokens)
-        is_first = num_before == sequence.num_prompt
+        is_first = sequence.num_told == sequence.num_prompt
         finish_reason = sequence.extend(accepted)
         num_committed = entry.start + entry.num_tokens
         sequence.pending -= 1
@@ -343,21 +355,29 @@ class Scheduler:
             self._counts["draft_tokens"] += len(entry.drafts)
             self._counts["accepted_tokens"] += len(accepted) - 1
         sequence.drafts = result.drafts.get(entry.id, ())
+        if finish_reason is None and sequence.constraint is not None:
+            finish_reason, num_forced = sequence.jump()
+            if num_forced:
+                self._counts["forced_tokens"] += num_forced
+                sequence.drafts = ()  # they continue what was sampled
         if num_committed >= (len(sequence.path) + 1) * self._kv.page_size:
             self._kv.publish(sequence, min(num_committed, len(sequence.tokens)))
         if finish_reason is not None:
             self._finish(sequence)
-            accepted = tuple(sequence.tokens[num_before:])
+        told = tuple(sequence.tokens[sequence.num_told :])
+        sequence.num_told = len(sequence.tokens)
         logprobs = result.logprobs.get(entry.id, ())
         return TokenEvent(
             sequence.request.id,
-            accepted,
-            logprobs[: len(accepted)] if logprobs else (),
+            told,
+            logprobs[: len(told)] if logprobs else (),
             tuple(sequence.prompt_logprobs) if is_first else (),
             finish_reason,
             sequence.stop_token_id,
             sequence.num_cached,
             sequence.queued_s if is_first else None,
+            sequence.constraint.error if sequence.constraint is not None else "",
+            blames_request=finish_reason == "error",
         )
 
     def _finish(self, sequence: Sequence) -> None:

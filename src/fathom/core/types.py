@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from fathom.core.sampling_checks import normalize
+from fathom.core.structured import StructuredOutputs as StructuredOutputs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -23,7 +24,7 @@ class SamplingParams:
     `temperature` 0 is greedy. `top_k` 0 means all. `max_tokens` None means up to the context.
     `stop` strings are matched on text, by the layer that detokenizes; everything else here is the
     core's and the sampler's business. `logprobs` k gives the chosen token's and the top k;
-    `prompt_logprobs` the same for prompt positions.
+    `prompt_logprobs` the same for prompt positions. `structured_outputs`: the form of the answer.
 
     An instance is valid and in normal form: lists become tuples, one stop string a tuple of it,
     `top_k` -1 becomes 0.
@@ -50,6 +51,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         given = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -64,7 +66,8 @@ class Request:
 
     `seed` is concrete (drawn by the caller where the client gave none). `eos_token_ids` end the
     sequence unless `sampling.ignore_eos`. `cache_salt` parts tenants' prefix caches. Lower
-    `priority` goes first. `arrival_s` on the caller's clock.
+    `priority` goes first. `arrival_s` on the caller's clock. `grammar`: what the answer must match,
+    checked and in the grammar engine's notation; empty for anything.
     """
 
     id: str
@@ -75,6 +78,7 @@ class Request:
     cache_salt: str = ""
     priority: int = 0
     arrival_s: float = 0.0
+    grammar: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,28 @@ class Admission:
     eos_token_ids: tuple[int, ...]
 
 
+class Mask(Protocol):
+    """The tokens allowed at the sampled positions of an entry."""
+
+    def read(self) -> bytes:
+        """Packed bits (little-endian, bit i of byte i // 8), one row per sampled position.
+
+        May compute them: whoever runs the step asks late, when the device is at work.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRows:
+    """A mask that is known."""
+
+    bits: bytes
+
+    def read(self) -> bytes:
+        """The rows."""
+        return self.bits
+
+
 class PlanEntry(NamedTuple):
     """One sequence's part of a step: compute `tokens` at positions `start`, `start` + 1, ...
 
@@ -102,7 +128,7 @@ class PlanEntry(NamedTuple):
     `start + len(tokens) - 1 + i` checks draft i. `new_pages` extend the sequence's page table.
     `samples` says whether the last position (and the drafts) yield tokens; a prefill chunk that is
     not the prompt's last does not. `admission` is given on the first entry of a sequence.
-    `mask`: packed bits of the allowed tokens, one row per sampled position; None allows all.
+    `mask` None allows all tokens.
     """
 
     id: int
@@ -112,7 +138,7 @@ class PlanEntry(NamedTuple):
     samples: bool = True
     drafts: tuple[int, ...] = ()
     admission: Admission | None = None
-    mask: bytes | None = None
+    mask: Mask | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -172,7 +198,8 @@ class TokenEvent(NamedTuple):
 
     `stop_token_id`: the token that ended it where a stop token did (None for eos and length).
     `num_cached` prompt tokens came from the prefix cache. `queued_s` from arrival to first
-    schedule, set on the first event. `error` explains `finish_reason` "error".
+    schedule, set on the first event. `error` explains `finish_reason` "error", which is the
+    request's own fault where `blames_request`: its grammar grew too large.
     """
 
     id: str
@@ -184,6 +211,7 @@ class TokenEvent(NamedTuple):
     num_cached: int = 0
     queued_s: float | None = None
     error: str = ""
+    blames_request: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,3 +231,4 @@ class CoreStats:
     draft_rounds: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    forced_tokens: int = 0
