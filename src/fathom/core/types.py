@@ -109,15 +109,17 @@ class Mask(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class MaskRows:
-    """A mask that is known."""
+    """A mask that is known. No dataclass: between processes, masks travel apart from the plan."""
 
-    bits: bytes
+    __slots__ = ("_bits",)
+
+    def __init__(self, bits: bytes) -> None:
+        self._bits = bits
 
     def read(self) -> bytes:
         """The rows."""
-        return self.bits
+        return self._bits
 
 
 class PlanEntry(NamedTuple):
