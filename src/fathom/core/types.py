@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from fathom.core.sampling_checks import normalize
 from fathom.core.structured import StructuredOutputs as StructuredOutputs
@@ -98,6 +98,7 @@ class Admission:
     eos_token_ids: tuple[int, ...]
 
 
+@runtime_checkable  # which the decoder of plans needs
 class Mask(Protocol):
     """The tokens allowed at the sampled positions of an entry."""
 
