@@ -86,12 +86,14 @@ class StructuredOutputs:
         value: object = self.choice
         if value is None:
             return None
-        if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-            if all(isinstance(item, str) and item for item in value) and 0 < len(value):
-                if len(value) <= MAX_CHOICES and sum(map(len, value)) <= MAX_GRAMMAR_CHARS:
-                    return tuple(value)
-                raise self._wrong("choice", f"{len(value)} texts", f"at most {MAX_CHOICES}")
-        raise self._wrong("choice", repr(value)[:80], "a list of texts, none of them empty")
+        is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        items: tuple[object, ...] = tuple(value) if is_list else ()  # type: ignore[arg-type]
+        texts = tuple(item for item in items if isinstance(item, str) and item)
+        if not texts or len(texts) < len(items):
+            raise self._wrong("choice", repr(value)[:80], "a list of texts, none of them empty")
+        if len(texts) > MAX_CHOICES or sum(map(len, texts)) > MAX_GRAMMAR_CHARS:
+            raise self._wrong("choice", f"{len(texts)} texts", f"at most {MAX_CHOICES}")
+        return texts
 
     def _wrong(self, name: str, found: str, wanted: str) -> RequestError:
         field = self.field_path(name)

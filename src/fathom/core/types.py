@@ -66,8 +66,7 @@ class Request:
 
     `seed` is concrete (drawn by the caller where the client gave none). `eos_token_ids` end the
     sequence unless `sampling.ignore_eos`. `cache_salt` parts tenants' prefix caches. Lower
-    `priority` goes first. `arrival_s` on the caller's clock. `grammar`: what the answer must match,
-    checked and in the grammar engine's notation; empty for anything.
+    `priority` goes first. `arrival_s` on the caller's clock.
     """
 
     id: str
@@ -78,7 +77,6 @@ class Request:
     cache_salt: str = ""
     priority: int = 0
     arrival_s: float = 0.0
-    grammar: str = ""
 
 
 @dataclass(frozen=True, slots=True)

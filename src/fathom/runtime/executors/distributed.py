@@ -25,7 +25,14 @@ from fathom.core.types import StepPlan
 from fathom.errors import CapacityError, CheckpointError, ConfigError, EngineError, FathomError
 from fathom.runtime.executors.pending import PendingStep, PendingSteps
 from fathom.runtime.executors.rank_process import RankProcess
-from fathom.runtime.executors.wire import RankFailed, RankMessage, RankResult, RankStart, encode, encode_masks
+from fathom.runtime.executors.wire import (
+    RankFailed,
+    RankMessage,
+    RankResult,
+    RankStart,
+    encode,
+    encode_masks,
+)
 from fathom.spec.plan import DeploymentPlan
 
 _log = logging.getLogger(__name__)
