@@ -70,6 +70,12 @@ class StructuredOutputs:
             if not isinstance(getattr(self, name), bool):
                 raise self._wrong(name, repr(getattr(self, name))[:80], "true or false")
 
+    @property
+    def field(self) -> str:
+        """The request's field that holds the form."""
+        given = (name for name in FORMS if getattr(self, name) not in (None, False))
+        return self.field_path(next(given, "json"))
+
     def field_path(self, name: str) -> str:
         """The request's field that holds `name`."""
         return f"{self.param}.{name}" if self.param == "structured_outputs" else self.param

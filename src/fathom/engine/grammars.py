@@ -76,7 +76,7 @@ class GrammarChecker:
         return text
 
     async def _ask(self, asked: Asked, body: bytes) -> str:
-        field = asked.form.param if asked.form is not None else "tools"
+        field = asked.form.field if asked.form is not None else "tools"
         process = await self._started()
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
