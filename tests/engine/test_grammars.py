@@ -101,25 +101,41 @@ def test_a_client_that_leaves_does_not_get_anothers_answer() -> None:
 
 def test_answers_of_the_library_do_not_depend_on_company_or_pages() -> None:
     """Forced tokens, preemption and batches of the model itself; few pages make it preempt."""
-    forms: list[Any] = [{"json": PERSON}, {"json": PERSON, "disable_any_whitespace": True}]
-    forms += [{"regex": "[0-9]{4}"}, None, {"json": PERSON}, {"choice": ["yes", "no"]}]
+    several = {"type": "array", "items": PERSON, "minItems": 5, "maxItems": 5}
+    forms: list[Any] = [{"json": several}, {"json": several, "disable_any_whitespace": True}]
+    forms += [{"regex": "[0-9]{4}"}, None, {"json": several}, {"choice": ["yes", "no"]}]
     sampling = [
-        SamplingParams(temperature=1.0, seed=seed, max_tokens=120, structured_outputs=form)
+        SamplingParams(temperature=1.0, seed=seed, max_tokens=200, structured_outputs=form)
         for seed, form in enumerate(forms)
     ]
-    prompts = ["Somebody: " * (3 + i) for i in range(len(sampling))]
+    prompts = [f"{i} " + "Somebody: " * 8 for i in range(len(sampling))]
     answers = []
-    for settings in ({}, {"max_num_seqs": 1}, {"kv_cache_memory_bytes": 6 * 64 * 1024 * 4}):
+    for settings in ({}, {"max_num_seqs": 1}, {"kv_cache_memory_bytes": 40 * 64 * 1024}):
         with LLM(**settings) as llm:  # type: ignore[arg-type]
             outputs = llm.generate(prompts, sampling, use_tqdm=False)
             stats = llm._loaded.core.stats()
         assert stats.forced_tokens > 20
+        assert bool(stats.preemptions) == ("kv_cache_memory_bytes" in settings)
         answers.append([output.outputs[0].text for output in outputs])
     assert answers[0] == answers[1] == answers[2]
     for index in (0, 1, 4):
-        jsonschema.validate(json.loads(answers[0][index]), PERSON)
+        jsonschema.validate(json.loads(answers[0][index]), several)
     assert re.fullmatch("[0-9]{4}", answers[0][2])
     assert answers[0][5] in ("yes", "no")
+
+
+def test_a_grammar_that_grows_too_large_ends_its_own_request_alone() -> None:
+    """Nested counts compile at once, and their states run out of bounds as the answer grows."""
+    nested = "((((a{1,999}b?){1,999}c?){1,999}d?){1,999}e?){1,999}"
+    wide = SamplingParams(
+        max_tokens=900, min_tokens=900, seed=1, structured_outputs={"regex": nested}
+    )  # type: ignore[arg-type]
+    fine = SamplingParams(max_tokens=20, structured_outputs={"regex": "[0-9]{3}"})  # type: ignore[arg-type]
+    with LLM() as llm:
+        with pytest.raises(RequestError, match="could not complete"):
+            llm.generate("a", wide, use_tqdm=False)
+        assert len(llm.generate("a", fine, use_tqdm=False)[0].outputs[0].text) == 3
+        assert llm._loaded.core.stats().kv_usage == 0
 
 
 def test_wrong_forms_are_named() -> None:

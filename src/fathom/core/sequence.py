@@ -119,6 +119,8 @@ class Sequence:
         """Append tokens up to the first that ends the sequence; gives why, None to go on."""
         sampling, constraint = self.request.sampling, self.constraint
         for token in accepted:
+            if constraint is not None and constraint.error:
+                return "error"  # so that the token was sampled under no mask of the grammar's
             self.tokens.append(token)
             is_enough = self.num_outputs >= sampling.min_tokens
             # A complete answer ends, however many tokens were asked for: nothing could follow.
@@ -130,9 +132,7 @@ class Sequence:
                 return "length"
             if constraint is not None:
                 constraint.accept(token)
-                if constraint.error:
-                    return "error"
-        return None
+        return "error" if constraint is not None and constraint.error else None
 
     def jump(self) -> tuple[FinishReason | None, int]:
         """Append what the constraint forces, without asking the model; gives why that ends the
