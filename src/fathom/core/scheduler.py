@@ -173,9 +173,8 @@ class Scheduler:
         step = _Step(self._capacity.max_batch_tokens)
         self._plan_decodes(step)
         for sequence in step.prefills:
-            if step.is_short_of_pages or not step.budget:
-                break
-            self._continue(step, sequence)
+            if step.budget:
+                self._plan_chunk(step, sequence)
         if not step.is_short_of_pages:
             self._admit(step, now)
         if not step.entries:
@@ -195,6 +194,13 @@ class Scheduler:
             num_known, pending = len(sequence.tokens), sequence.pending
             start = sequence.computed
             if num_known + pending - start > 1:
+                # Tokens that a grammar forced may lack pages: taken here, in the order.
+                if num_known > len(sequence.pages) * page_size:
+                    grown = self._grow(sequence, num_known)
+                    if grown is None:
+                        step.is_short_of_pages = sequence.status is Status.RUNNING
+                        break
+                    sequence.untold_pages = grown
                 step.prefills.append(sequence)
                 continue
             # Never past the limit, and only ahead of tokens that nothing else depends on.
@@ -221,22 +227,10 @@ class Scheduler:
             sequence.pending += 1
             sequence.in_flight += 1
 
-    def _continue(self, step: _Step, sequence: Sequence) -> None:
-        """A chunk of a running sequence: of its prompt, or of tokens that a grammar forced."""
-        new_pages: tuple[int, ...] | None = ()
-        if sequence.status is Status.RUNNING:  # others before it may have taken its pages
-            if len(sequence.tokens) > len(sequence.pages) * self._kv.page_size:
-                new_pages = self._grow(sequence, len(sequence.tokens))
-            if new_pages is not None:
-                self._plan_chunk(step, sequence, new_pages)
-            else:
-                step.is_short_of_pages = sequence.status is Status.RUNNING
-
     def _plan_chunk(
         self,
         step: _Step,
         sequence: Sequence,
-        new_pages: tuple[int, ...] = (),
         admission: Admission | None = None,
     ) -> None:
         """As many known tokens as the budget allows; the last known one also samples."""
@@ -246,6 +240,7 @@ class Scheduler:
         mask = None
         if samples and sequence.constraint is not None:
             mask = sequence.constraint.mask(())
+        new_pages, sequence.untold_pages = sequence.untold_pages, ()
         tokens = tuple(sequence.tokens[start:end])
         step.entries.append(
             PlanEntry(sequence.id, start, tokens, new_pages, samples, (), admission, mask)
@@ -279,7 +274,8 @@ class Scheduler:
             sequence.status = Status.RUNNING
             if sequence.queued_s is None:
                 self._record_start(sequence, now)
-            self._plan_chunk(step, sequence, tuple(sequence.pages), sequence.admission())
+            sequence.untold_pages = tuple(sequence.pages)
+            self._plan_chunk(step, sequence, sequence.admission())
 
     def _record_start(self, sequence: Sequence, now: float) -> None:
         """Note the first admission of a sequence; those after a preemption are not news."""

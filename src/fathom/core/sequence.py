@@ -39,7 +39,7 @@ class Sequence:
     """One request's tokens, pages and progress.
 
     `limit` is the number of tokens, prompt included, at which the sequence ends. `pages[i]` holds
-    positions i * page_size onwards; `path` are the prefix tree's nodes for the leading full ones.
+    positions i * page_size onwards, the `untold_pages` last, which workers do not know; `path` are the prefix tree's nodes for the leading full ones.
     `promised` leading tokens are in the tree of prefixes that others may wait for. `num_told` of
     the tokens have been in an event, the prompt included; those a grammar forces before the first
     sample wait for it.
@@ -68,6 +68,7 @@ class Sequence:
         "status",
         "stop_token_id",
         "tokens",
+        "untold_pages",
     )
 
     def __init__(
@@ -92,6 +93,7 @@ class Sequence:
         self.in_flight = 0
         self.drafts: tuple[int, ...] = ()
         self.pages: list[int] = []
+        self.untold_pages: tuple[int, ...] = ()
         self.path: list[Node] = []
         self.promised = 0
         self.num_cached = 0
@@ -181,5 +183,6 @@ class Sequence:
         """Back to waiting, with nothing computed; the tokens generated so far stay."""
         self.status = Status.WAITING
         self.computed = 0
+        self.untold_pages = ()
         if self.num_told == self.num_prompt:
             self.prompt_logprobs.clear()  # the prompt will be scored anew
