@@ -39,10 +39,10 @@ class Sequence:
     """One request's tokens, pages and progress.
 
     `limit` is the number of tokens, prompt included, at which the sequence ends. `pages[i]` holds
-    positions i * page_size onwards, the `untold_pages` last, which workers do not know; `path` are the prefix tree's nodes for the leading full ones.
-    `promised` leading tokens are in the tree of prefixes that others may wait for. `num_told` of
-    the tokens have been in an event, the prompt included; those a grammar forces before the first
-    sample wait for it.
+    positions i * page_size onwards, the `untold_pages` last, which workers do not know yet; `path`
+    are the prefix tree's nodes for the leading full ones. `promised` leading tokens are in the tree
+    of prefixes that others may wait for. `num_told` of the tokens, prompt included, have been in an
+    event: what a grammar forces before the first sample waits for it.
     """
 
     __slots__ = (

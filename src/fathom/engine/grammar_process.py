@@ -14,7 +14,7 @@ from typing import BinaryIO
 import msgspec
 
 from fathom.engine.child import die_with_parent
-from fathom.engine.grammars import _LENGTH, Checked
+from fathom.engine.grammars import LENGTH, Checked
 from fathom.engine.messages import pack_error
 from fathom.errors import FathomError
 from fathom.text.grammar.asked import Asked
@@ -34,8 +34,8 @@ def main(directory: str) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _send(sink, Checked())
-    while len(head := source.read(_LENGTH.size)) == _LENGTH.size:
-        body = source.read(_LENGTH.unpack(head)[0])
+    while len(head := source.read(LENGTH.size)) == LENGTH.size:
+        body = source.read(LENGTH.unpack(head)[0])
         try:
             told = Checked(engine.check(msgspec.msgpack.decode(body, type=Asked)))
         except FathomError as error:
@@ -46,7 +46,7 @@ def main(directory: str) -> int:
 
 def _send(sink: BinaryIO, message: Checked) -> None:
     body = msgspec.msgpack.encode(message)
-    sink.write(_LENGTH.pack(len(body)) + body)
+    sink.write(LENGTH.pack(len(body)) + body)
     sink.flush()
 
 

@@ -28,7 +28,7 @@ from fathom.text.grammar.asked import Asked
 CHECK_TIMEOUT_S = 1.5
 MAX_WAITING = 64
 _MAX_CACHED = 256
-_LENGTH = struct.Struct(">I")
+LENGTH = struct.Struct(">I")
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -139,12 +139,12 @@ class GrammarChecker:
 
 async def _exchange(process: asyncio.subprocess.Process, body: bytes) -> Checked:
     assert process.stdin is not None
-    process.stdin.write(_LENGTH.pack(len(body)) + body)
+    process.stdin.write(LENGTH.pack(len(body)) + body)
     await process.stdin.drain()
     return await _receive(process)
 
 
 async def _receive(process: asyncio.subprocess.Process) -> Checked:
     assert process.stdout is not None
-    (size,) = _LENGTH.unpack(await process.stdout.readexactly(_LENGTH.size))
+    (size,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
     return _checked.decode(await process.stdout.readexactly(size))
