@@ -165,6 +165,29 @@ def test_forced_calls_are_read_back_by_the_parser(
             assert (name, json.loads(text)) == ("wait", {})
 
 
+@settings(max_examples=100, deadline=None)
+@given(SCHEMAS, st.integers(0, 2**32), st.integers(0, 3))
+def test_rows_for_drafts_equal_the_masks_of_walking_there(
+    embedded: tuple[Tokenizer, GrammarEngine], schema: Any, seed: int, num_drafts: int
+) -> None:
+    tokenizer, engine = embedded
+    assume(not any("$defs" in s for p, s in subschemas(schema) if p != "#" and isinstance(s, dict)))
+    pick, constraint = random.Random(seed), constraint_of(engine, json=schema)
+    twin = constraint_of(engine, json=schema)
+    for _ in range(20):
+        drafts, rows = [], []
+        for _ in range(num_drafts + 1):
+            rows.append(twin.mask(()).read())
+            drafts.append(pick.choice(allowed_ids(twin)))
+            if drafts[-1] in tokenizer.eos_ids:
+                return
+            twin.accept(drafts[-1])
+        assert constraint.count_allowed([*drafts, tokenizer.special_ids["<think>"]]) == len(drafts)
+        assert constraint.mask(drafts[:-1]).read() == b"".join(rows)
+        for token_id in drafts:
+            constraint.accept(token_id)
+
+
 def test_reasoning_is_free_and_the_answer_is_not(
     embedded: tuple[Tokenizer, GrammarEngine], bare_tokenizer: Tokenizer
 ) -> None:
