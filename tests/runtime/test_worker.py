@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fathom.core.types import (
     Admission,
+    MaskRows,
     PlanEntry,
     ReasoningLimit,
     SamplingParams,
@@ -312,7 +313,7 @@ def test_a_mask_has_one_row_per_sampled_position() -> None:
     worker = make_worker(4)
     admission = Admission((), 2, greedy(), 0, ())
     rows = [np.packbits(np.arange(VOCAB) == token, bitorder="little").tobytes() for token in (9, 4)]
-    first = PlanEntry(0, 0, (5, 6), (0, 1), True, (9,), admission, b"".join(rows))
+    first = PlanEntry(0, 0, (5, 6), (0, 1), True, (9,), admission, MaskRows(b"".join(rows)))
     assert worker.execute(StepPlan(1, (first,))).tokens == {0: (9, 4)}
 
 

@@ -9,7 +9,6 @@ from uuid import uuid4
 
 from msgspec import UNSET, json, to_builtins
 
-from fathom.errors import RequestError
 from fathom.server.answer import Choice, first_call_only
 from fathom.server.conversation import Chat
 from fathom.server.exchange import Exchange
@@ -30,6 +29,7 @@ from fathom.server.openai.responses import (
 from fathom.server.openai.sampling import sampling_params
 from fathom.server.openai.schema import ChatRequest, given
 from fathom.server.openai.schema import Thinking as ThinkingField
+from fathom.server.openai.structured import check_tool_choice, tool_rules
 from fathom.server.state import ServerState
 from fathom.server.thinking import Thinking, one_meaning
 from fathom.text.chat import asked_thinking
@@ -54,8 +54,7 @@ def _prepare(ask: Ask) -> _Job:
     params = sampling_params(request, model.defaults)
     # The model may call what it is shown, so with "none" it is shown nothing.
     tools = None if request.tool_choice == "none" else request.tools or None
-    if request.tool_choice == "auto" and not request.tools:
-        raise RequestError("tool_choice needs tools", param="tool_choice")
+    check_tool_choice(request)
     chat = Chat(
         id=f"chatcmpl-{request.request_id or uuid4().hex}",
         messages=request.messages,
@@ -66,6 +65,7 @@ def _prepare(ask: Ask) -> _Job:
         continue_final_message=request.continue_final_message,
         cache_salt=request.cache_salt or "",
         priority=request.priority,
+        tool_rules=tool_rules(request, model.template),
     )
     return _Job(
         request=request,
