@@ -17,7 +17,8 @@ from fathom.commands.bench_tokens import Tokens
 from fathom.commands.bench_traffic import TrafficConfig
 from fathom.errors import ConfigError
 from fathom.perf import datasets
-from fathom.perf.datasets import PrefixShape, RandomShape, TraceShape, TurnShape
+from fathom.perf.datasets import PrefixShape, RandomShape, TurnShape
+from fathom.perf.trace import TraceShape, trace_requests
 from fathom.perf.workload import (
     LoadRequest,
     RampUp,
@@ -111,7 +112,9 @@ def _from_file(
         made = datasets.burstgpt_requests(lines, vocabulary, rng, as_text=as_text)
     else:
         shape = TraceShape(asked.timed_trace_sec_multiplier, asked.timed_trace_chunk_hash_size)
-        made = datasets.trace_requests(_lines(text, path), shape, vocabulary, seed, as_text=as_text)
+        made = trace_requests(
+            text, shape, vocabulary, seed, name=f"--dataset-path {path}", as_text=as_text
+        )
     return made if answer_len is None else [replace(one, output_len=answer_len) for one in made]
 
 

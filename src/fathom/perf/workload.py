@@ -16,9 +16,10 @@ from typing import Literal
 import msgspec
 
 from fathom.errors import ConfigError
+from fathom.perf.virtual import Runs
 
-Prompt = tuple[int, ...] | str
-"""What a request asks: token ids, or a text."""
+Prompt = tuple[int, ...] | str | Runs
+"""What a request asks: token ids, a text, or what stands for ids in a simulation."""
 RampUp = Literal["linear", "exponential"]
 
 
