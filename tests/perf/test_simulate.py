@@ -116,7 +116,8 @@ def test_nothing_is_lost(load: Workload, groups: int, num_pages: int, max_queued
         assert one.output_tokens == len(one.times_s) == asked.output_len
         assert one.due_s <= one.sent_s <= one.times_s[0] <= one.times_s[-1] == one.end_s
         started_s = found.started_s[one.index]
-        assert started_s is not None and one.sent_s <= started_s < one.times_s[0]
+        assert started_s is not None
+        assert one.sent_s <= started_s < one.times_s[0]
         if asked.after is not None:
             before = records[asked.after]
             assert one.sent_s >= before.end_s + asked.at_s

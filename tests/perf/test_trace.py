@@ -47,8 +47,7 @@ def test_virtual_tokens_share_what_tokens_share() -> None:
     )
     first, second = trace_requests(text, TraceShape(), VirtualVocabulary(), 7)
     assert (first.at_s, second.at_s) == (0.0, 2.5)
-    assert isinstance(first.prompt, Runs) and isinstance(second.prompt, Runs)
-    one, other = first.prompt.ids(), second.prompt.ids()
+    one, other = (made.prompt.ids() for made in (first, second) if isinstance(made.prompt, Runs))
     assert (len(one), len(other)) == (1100, 700)
     assert one[:512] == other[:512]
     assert not set(one[512:]) & set(other[512:])

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from random import Random
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from fathom.errors import ConfigError
 from fathom.perf.datasets import Tokens, request
@@ -86,10 +86,10 @@ class _Line(NamedTuple):
     number: int
     text: str
 
-    def wrong(self, start: int, found: object, wanted: str) -> NoReturn:
-        """Raises: ConfigError for what is `start` characters into the line."""
+    def wrong(self, start: int, found: object, wanted: str) -> ConfigError:
+        """The error for what is `start` characters into the line."""
         where = f"{self.name}: line {self.number}, column {start + 1}"
-        raise ConfigError(where, found=str(found)[:120], wanted=wanted)
+        return ConfigError(where, found=str(found)[:120], wanted=wanted)
 
 
 def _lines(text: str, name: str) -> Iterator[_Line]:
@@ -104,9 +104,9 @@ def _json_rows(text: str, name: str) -> Iterator[tuple[int, _Row]]:
             row = json.loads(line.text)
         except json.JSONDecodeError as error:
             found = line.text[error.pos : error.pos + 40] or "the end of the line"
-            line.wrong(error.pos, found, f"JSON ({error.msg})")
+            raise line.wrong(error.pos, found, f"JSON ({error.msg})") from None
         if not isinstance(row, dict):
-            line.wrong(0, line.text, "a JSON object")
+            raise line.wrong(0, line.text, "a JSON object")
         yield line.number, _json_row(line, row)
 
 
@@ -121,13 +121,13 @@ def _json_row(line: _Line, row: dict[str, Any]) -> _Row:
                 blocks,
             )
     known = " or ".join(", ".join(names[:3]) for names in _JSON_NAMES)
-    line.wrong(0, f"keys {', '.join(row) or '(none)'}", known)
+    raise line.wrong(0, f"keys {', '.join(row) or '(none)'}", known)
 
 
 def _json_blocks(line: _Line, key: str, found: object) -> tuple[int | str, ...]:
     blocks = found if found is not None else []
     if not isinstance(blocks, list) or not all(isinstance(one, int | str) for one in blocks):
-        line.wrong(_start(line, key), found, f"{key}: a list of numbers or names")
+        raise line.wrong(_start(line, key), found, f"{key}: a list of numbers or names")
     return tuple(blocks)
 
 
@@ -140,7 +140,7 @@ def _start(line: _Line, key: str) -> int:
 def _time_s(line: _Line, start: int, found: object) -> float:
     is_number = isinstance(found, int | float) and not isinstance(found, bool)
     if not is_number or not 0 <= found < math.inf:  # type: ignore[operator]
-        line.wrong(start, found, "an arrival of 0 or more")
+        raise line.wrong(start, found, "an arrival of 0 or more")
     return float(found)  # type: ignore[arg-type]
 
 
@@ -148,7 +148,7 @@ def _tokens(line: _Line, start: int, found: object) -> int:
     is_whole = isinstance(found, int) and not isinstance(found, bool)
     if not is_whole or not 1 <= found <= _MOST_TOKENS:  # type: ignore[operator]
         shown = "nothing" if found is None else found
-        line.wrong(start, shown, "a whole number of tokens, 1 or more")
+        raise line.wrong(start, shown, "a whole number of tokens, 1 or more")
     assert isinstance(found, int)
     return found
 
@@ -160,13 +160,13 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[int, _Row]]:
     titles = [title.strip() for title in header.text.split(",")]
     for title in _AZURE:
         if title not in titles:
-            header.wrong(0, header.text, f"the columns {', '.join(_AZURE)}")
+            raise header.wrong(0, header.text, f"the columns {', '.join(_AZURE)}")
     places = [titles.index(title) for title in _AZURE]
     rows: list[tuple[int, _Row]] = []
     for line in lines:
         cells = line.text.split(",")
         if len(cells) != len(titles):
-            line.wrong(0, f"{len(cells)} fields", f"{len(titles)}, as in the header")
+            raise line.wrong(0, f"{len(cells)} fields", f"{len(titles)}, as in the header")
         asked, answered = (_csv_tokens(line, cells, place) for place in places[1:])
         rows.append((line.number, _Row(_csv_time_s(line, cells, places[0]), asked, answered)))
     first_s = min((row.at_s for _, row in rows), default=0.0)
@@ -178,7 +178,9 @@ def _csv_time_s(line: _Line, cells: Sequence[str], place: int) -> float:
     try:
         when = datetime.fromisoformat(cells[place].strip())
     except ValueError:
-        line.wrong(_cell(cells, place), cells[place], "a time such as 2023-11-16 18:15:46.68")
+        raise line.wrong(
+            _cell(cells, place), cells[place], "a time such as 2023-11-16 18:15:46.68"
+        ) from None
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 

@@ -42,7 +42,7 @@ class Runs:
 
     def __getitem__(self, head: slice) -> Runs:
         """The first tokens: `runs[:count]`."""
-        assert head.start is None and head.step is None and head.stop >= 0, "only [:count]"
+        assert (head.start, head.step) == (None, None), "only [:count]"
         kept: list[tuple[int, int]] = []
         left = head.stop
         for token_id, count in self.pairs:
