@@ -28,12 +28,18 @@ COST = LinearTime(submit_s=0.003, step_s=0.02, token_s=0.001)
 
 
 def deployment(
-    *, num_pages: int = 64, depth: int = 2, groups: int = 1, max_queued: int = 10**6
+    *,
+    num_pages: int = 64,
+    depth: int = 2,
+    groups: int = 1,
+    max_queued: int = 10**6,
+    entry_s: float = 0.0,
 ) -> Deployment:
     return Deployment(
         capacity=Capacity(num_pages, 4, 32, 6, depth),
         scheduler=SchedulerConfig(max_model_len=128, max_queued=max_queued),
         num_groups=groups,
+        entry_s=entry_s,
     )
 
 
@@ -103,10 +109,20 @@ def test_it_is_the_real_loop_to_the_last_bit(load: Workload, depth: int, num_pag
     assert found.stats == (real.stats,)
 
 
-@given(workloads(), st.integers(1, 3), st.sampled_from([32, 64]), st.sampled_from([10**6, 3]))
+@given(
+    workloads(),
+    st.integers(1, 3),
+    st.sampled_from([32, 64]),
+    st.sampled_from([10**6, 3]),
+    st.sampled_from([0.0, 0.05]),
+)
 @settings(max_examples=100, deadline=None)
-def test_nothing_is_lost(load: Workload, groups: int, num_pages: int, max_queued: int) -> None:
-    deployed = deployment(groups=groups, num_pages=num_pages, max_queued=max_queued)
+def test_nothing_is_lost(
+    load: Workload, groups: int, num_pages: int, max_queued: int, entry_s: float
+) -> None:
+    deployed = deployment(
+        groups=groups, num_pages=num_pages, max_queued=max_queued, entry_s=entry_s
+    )
     found = simulate(load, deployed, COST)
     records, line = found.report.records, found.timeline
     assert [one.index for one in records] == list(range(len(load.requests)))
@@ -117,7 +133,7 @@ def test_nothing_is_lost(load: Workload, groups: int, num_pages: int, max_queued
         assert one.due_s <= one.sent_s <= one.times_s[0] <= one.times_s[-1] == one.end_s
         started_s = found.started_s[one.index]
         assert started_s is not None
-        assert one.sent_s <= started_s < one.times_s[0]
+        assert one.sent_s + entry_s <= started_s < one.times_s[0]
         if asked.after is not None:
             before = records[asked.after]
             assert one.sent_s >= before.end_s + asked.at_s

@@ -69,19 +69,26 @@ def lock_step(shapes: Sequence[StepShape]) -> StepShape:
     a shape of zeros).
 
     Experts see the tokens of all groups, so that those add up. Attention is done when the fullest
-    group has done its part: it takes as long as if all were as full.
+    group has done its part: it takes as long as if all busy groups were as full.
     """
     if len(shapes) == 1:
         return shapes[0]
-    count = len(shapes)
+    sequences = sum(one.num_sequences for one in shapes)
+    decodes = sum(one.decode_sequences for one in shapes)
+    busy = min(len(shapes), decodes)
+    kv = busy * max(one.kv_tokens - one.prefill_kv_tokens for one in shapes)
+    pairs = busy * max(one.query_key_pairs - one.prefill_pairs for one in shapes)
+    busy = min(len(shapes), sequences - decodes)
+    prefill_kv = busy * max(one.prefill_kv_tokens for one in shapes)
+    prefill_pairs = busy * max(one.prefill_pairs for one in shapes)
     return StepShape(
         num_tokens=sum(one.num_tokens for one in shapes),
-        num_sequences=sum(one.num_sequences for one in shapes),
-        decode_sequences=sum(one.decode_sequences for one in shapes),
-        kv_tokens=count * max(one.kv_tokens for one in shapes),
-        query_key_pairs=count * max(one.query_key_pairs for one in shapes),
+        num_sequences=sequences,
+        decode_sequences=decodes,
+        kv_tokens=kv + prefill_kv,
+        query_key_pairs=pairs + prefill_pairs,
         num_sampled=sum(one.num_sampled for one in shapes),
         prefill_tokens=sum(one.prefill_tokens for one in shapes),
-        prefill_kv_tokens=count * max(one.prefill_kv_tokens for one in shapes),
-        prefill_pairs=count * max(one.prefill_pairs for one in shapes),
+        prefill_kv_tokens=prefill_kv,
+        prefill_pairs=prefill_pairs,
     )

@@ -36,13 +36,14 @@ class Deployment:
     """What is simulated. `capacity` and `scheduler` are those of each of `num_groups` groups.
 
     `routing` gives a request to the group with the fewest tokens of prompts and answers under way,
-    or to each group in turn.
+    or to each group in turn. A request is `entry_s` on its way before the scheduler has it.
     """
 
     capacity: Capacity
     scheduler: SchedulerConfig
     num_groups: int = 1
     routing: Routing = "least_loaded"
+    entry_s: float = 0.0
 
 
 def _doubles() -> array[float]:
@@ -88,7 +89,7 @@ class _Sent:
 
     due_s: float
     sent_s: float
-    group: int
+    group: int = 0
     started_s: float | None = None
     times_s: list[float] = field(default_factory=list)
 
@@ -129,6 +130,7 @@ class _Run:
             if one.after is not None:
                 self._followers.setdefault(one.after, []).append(index)
         self._held: deque[tuple[int, float]] = deque()  # by the client, beyond its limit
+        self._entering: deque[tuple[float, int, _Sent]] = deque()  # in the order of their times
         self._num_out = 0
         self._sent: dict[str, _Sent] = {}
         self._records: list[RequestRecord] = []
@@ -142,9 +144,10 @@ class _Run:
         while True:
             self._take_due()
             if not self._step():
-                if not self._due:
+                nexts = [queue[0][0] for queue in (self._due, self._entering) if queue]
+                if not nexts:
                     break
-                self._now_s = max(self._now_s, self._due[0][0])
+                self._now_s = max(self._now_s, min(nexts))
         assert len(self._records) == len(self._requests), "a request without an end"
         records = tuple(sorted(self._records, key=lambda one: one.index))
         duration_s = max((one.end_s for one in records), default=0.0)
@@ -165,21 +168,33 @@ class _Run:
                 self._held.append((index, due_s))
             else:
                 self._send(index, due_s, due_s)
+        while self._entering and self._entering[0][0] <= self._now_s:
+            _, index, sent = self._entering.popleft()
+            self._enter(index, sent)
+        self._let_go()
 
     def _send(self, index: int, due_s: float, sent_s: float) -> None:
-        asked = self._requests[index]
         self._num_out += 1
-        group = next(self._turns)
+        sent = _Sent(due_s, sent_s)
+        if self._deployment.entry_s:
+            self._entering.append((sent_s + self._deployment.entry_s, index, sent))
+        else:
+            self._enter(index, sent)
+
+    def _enter(self, index: int, sent: _Sent) -> None:
+        """Queue a request in the group that it is routed to."""
+        asked = self._requests[index]
+        sent.group = next(self._turns)
         if self._deployment.routing == "least_loaded":
-            group = min(range(len(self._loads)), key=self._loads.__getitem__)
-        sent = _Sent(due_s, sent_s, group)
+            sent.group = min(range(len(self._loads)), key=self._loads.__getitem__)
         try:
-            self._schedulers[group].add(self._request(index, sent_s), self._now_s)
+            self._schedulers[sent.group].add(self._request(index, sent.sent_s), self._now_s)
         except FathomError as error:
             kind = "http_429" if isinstance(error, OverloadedError) else "http_400"
-            self._end(index, sent, sent_s, error_kind=kind, error=str(error))
+            end_s = max(self._now_s, sent.sent_s)
+            self._end(index, sent, end_s, error_kind=kind, error=str(error))
             return
-        self._loads[group] += asked.prompt_len + asked.output_len
+        self._loads[sent.group] += asked.prompt_len + asked.output_len
         self._sent[str(index)] = sent
 
     def _request(self, index: int, sent_s: float) -> Request:
@@ -263,7 +278,7 @@ class _Run:
             return False
         flight = self._flights.popleft()
         self._now_s = max(self._now_s, flight.end_s)
-        self._take_due()
+        self._take_due()  # before those whose turn comes by an end
         for group, plan in flight.plans:
             tokens = self._sample(group, plan)
             result = StepResult(plan.step, tokens)
