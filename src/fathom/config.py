@@ -232,6 +232,11 @@ def environment_runtime_dir() -> str | None:
     return path if path and os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK) else None
 
 
+def environment_hardware_file() -> str | None:
+    """The file with the user's changes to the hardware catalogue, None where none is named."""
+    return os.environ.get("FATHOM_HARDWARE") or None
+
+
 _CHILD_VARIABLES = (
     *("PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ"),
     *("PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES"),

@@ -13,9 +13,8 @@ from typing import cast
 from fathom.errors import CheckpointError
 from fathom.spec.deepseek_defaults import CLASS_DEFAULTS, V2, V3, YARN_DEFAULTS
 from fathom.spec.fields import ConfigFields
-from fathom.spec.formats import BFLOAT16, FLOAT16, FLOAT32, Format
 from fathom.spec.model import Mla, ModelSpec, Moe, Rope, Scoring, TopkMethod, Yarn
-from fathom.spec.quantization import parse_quantization
+from fathom.spec.quantization import parse_dtype, parse_quantization
 
 ARCHITECTURES = (V2, V3)
 
@@ -23,8 +22,6 @@ ARCHITECTURES = (V2, V3)
 _MAX_LAYERS, _MAX_EXPERTS = 1024, 8192
 
 _MODEL_TYPES = {"deepseek_v2": V2, "deepseek_v3": V3}
-
-_DTYPES = {"bfloat16": BFLOAT16, "float32": FLOAT32, "float16": FLOAT16}
 
 
 def parse_config(config: Mapping[str, object]) -> ModelSpec:
@@ -39,7 +36,7 @@ def parse_config(config: Mapping[str, object]) -> ModelSpec:
     num_layers = fields.count("num_hidden_layers", maximum=_MAX_LAYERS)
     moe = _moe(fields, architecture)
     dense_layers = _dense_layers(fields, num_layers, moe)
-    dtype = _dtype(fields)
+    dtype = parse_dtype(fields)
     stored = parse_quantization(fields, dtype)
     vocab_size = fields.count("vocab_size")
     return ModelSpec(
@@ -209,16 +206,6 @@ def _rope(fields: ConfigFields) -> Rope:
     if yarn.beta_fast < yarn.beta_slow:
         raise section.fail("beta_fast", f"at least beta_slow, {yarn.beta_slow:g}")
     return Rope(theta, interleaved, yarn)
-
-
-def _dtype(fields: ConfigFields) -> Format:
-    name = "dtype" if fields.get("dtype") is not None else "torch_dtype"
-    value = fields.get(name)
-    if value is None:
-        return BFLOAT16
-    if isinstance(value, str) and value.removeprefix("torch.") in _DTYPES:
-        return _DTYPES[value.removeprefix("torch.")]
-    raise fields.fail(name, f"one of {', '.join(_DTYPES)}")
 
 
 def _token_id(fields: ConfigFields, name: str, value: object, vocab_size: int) -> int | None:

@@ -7,15 +7,13 @@ follows each; embedding and head are cut by vocabulary. The rest is small and he
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import replace
 
-from fathom.errors import CheckpointError, ConfigError
+from fathom.errors import ConfigError
 from fathom.spec.formats import FLOAT32
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import ShardRule
-from fathom.spec.params import CORRECTION_BIAS, ParamSpec
+from fathom.spec.params import CORRECTION_BIAS, ParamSpec, as_stored
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -32,38 +30,7 @@ def parameter_table(spec: ModelSpec) -> tuple[ParamSpec, ...]:
     rows.append(_vector(spec, "model.norm.weight", spec.hidden_size, None, "norm"))
     if not spec.tie_embeddings:
         rows.append(ParamSpec(HEAD, vocabulary, spec.dtype, ShardRule.ROWS, None, "head"))
-    return tuple(_as_stored(spec, rows))
-
-
-def _as_stored(spec: ModelSpec, rows: list[ParamSpec]) -> Iterator[ParamSpec]:
-    """The rows with the packing of quantised ones, and plain where the checkpoint keeps them so.
-
-    Raises: CheckpointError where a matrix does not fit the layout.
-    """
-    kept = re.compile("|".join(spec.kept)) if spec.kept else None
-    for row in rows:
-        if row.format.block is None or row.format != spec.weight_format:
-            yield row
-        elif kept is not None and kept.search(row.name.removesuffix(".weight")):
-            yield replace(row, format=spec.dtype)
-        elif spec.packing is not None:
-            _check_packs(row)
-            yield replace(row, packing=spec.packing)
-        else:
-            yield row
-
-
-def _check_packs(row: ParamSpec) -> None:
-    assert row.format.block is not None
-    num_rows, columns = row.shape
-    group = row.format.block[1]
-    if columns % group or num_rows % 8:
-        raise CheckpointError(
-            f"config.json: quantization_config: {row.name} cannot be stored in groups of {group}",
-            found=f"{columns} inputs and {num_rows} outputs",
-            wanted=f"inputs in whole groups of {group}, and outputs in eights",
-            fix="a smaller group_size, or the module's name in modules_to_not_convert",
-        )
+    return tuple(as_stored(rows, spec.weight_format, spec.dtype, spec.packing, spec.kept))
 
 
 def tensor_parallel_sizes(spec: ModelSpec, most: int = 64) -> tuple[int, ...]:

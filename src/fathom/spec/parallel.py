@@ -42,12 +42,16 @@ class ShardRule(Enum):
     COLUMNS = "columns"  # dimension 1 (inputs) in equal contiguous parts
 
 
-def owned_slice(rule: ShardRule, shape: tuple[int, ...], shard: Shard) -> tuple[slice, ...]:
-    """The part of a tensor of `shape` that `shard` owns, one slice per dimension."""
+def owned_slice(
+    rule: ShardRule, shape: tuple[int, ...], shard: Shard, max_parts: int | None = None
+) -> tuple[slice, ...]:
+    """The part of a tensor of `shape` that `shard` owns, one slice per dimension; neighbours own
+    the same one where there are more ranks than `max_parts`."""
     whole = tuple(slice(0, size) for size in shape)
     if rule is ShardRule.REPLICATE or shard.layout.tp == 1:
         return whole
     axis = 0 if rule is ShardRule.ROWS else 1
-    part = shape[axis] // shard.layout.tp
-    start = part * shard.tp_rank
+    parts = min(shard.layout.tp, max_parts or shard.layout.tp)
+    part = shape[axis] // parts
+    start = part * (shard.tp_rank * parts // shard.layout.tp)
     return (*whole[:axis], slice(start, start + part), *whole[axis + 1 :])

@@ -3,9 +3,12 @@ planning and FLOP counts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from math import prod
 
+from fathom.errors import CheckpointError
 from fathom.spec.formats import FLOAT32, Format
 from fathom.spec.held import Quantization, quantized_format, stored_format
 from fathom.spec.parallel import Shard, ShardRule, owned_slice
@@ -28,6 +31,7 @@ class ParamSpec:
 
     `copy_of` names the tensor that this one repeats (the MTP layers share the embedding and the
     head, V3 report section 2.2): it may be absent from a checkpoint, and takes no memory.
+    `max_parts` is the number of parts beyond which ranks hold them again, as the heads of keys.
     """
 
     name: str
@@ -39,6 +43,7 @@ class ParamSpec:
     expert: int | None = None
     copy_of: str | None = None
     packing: Packing | None = None
+    max_parts: int | None = None
 
     @property
     def parts(self) -> tuple[StoredPart, ...]:
@@ -57,7 +62,8 @@ class ParamSpec:
 
     def local_shape(self, shard: Shard) -> tuple[int, ...]:
         """Shape of the part that `shard` owns."""
-        return tuple(part.stop - part.start for part in owned_slice(self.shard, self.shape, shard))
+        owned = owned_slice(self.shard, self.shape, shard, self.max_parts)
+        return tuple(part.stop - part.start for part in owned)
 
     def local_format(
         self,
@@ -96,3 +102,42 @@ class ParamSpec:
             return 0
         held = self.local_format(shard, compute, dequantize=dequantize, quantization=quantization)
         return held.num_bytes(self.local_shape(shard))
+
+
+def as_stored(
+    rows: Iterable[ParamSpec],
+    weight_format: Format,
+    dtype: Format,
+    packing: Packing | None,
+    kept: tuple[str, ...],
+) -> Iterator[ParamSpec]:
+    """The rows with the packing of quantised ones, and plain where the checkpoint keeps them so.
+
+    The last four as in ModelSpec.
+
+    Raises: CheckpointError where a matrix does not fit the layout.
+    """
+    pattern = re.compile("|".join(kept)) if kept else None
+    for row in rows:
+        if row.format.block is None or row.format != weight_format:
+            yield row
+        elif pattern is not None and pattern.search(row.name.removesuffix(".weight")):
+            yield replace(row, format=dtype)
+        elif packing is not None:
+            _check_packs(row)
+            yield replace(row, packing=packing)
+        else:
+            yield row
+
+
+def _check_packs(row: ParamSpec) -> None:
+    assert row.format.block is not None
+    num_rows, columns = row.shape
+    group = row.format.block[1]
+    if columns % group or num_rows % 8:
+        raise CheckpointError(
+            f"config.json: quantization_config: {row.name} cannot be stored in groups of {group}",
+            found=f"{columns} inputs and {num_rows} outputs",
+            wanted=f"inputs in whole groups of {group}, and outputs in eights",
+            fix="a smaller group_size, or the module's name in modules_to_not_convert",
+        )

@@ -1,4 +1,4 @@
-"""The quantization_config of a checkpoint: which format its matrices have, and which are kept."""
+"""The number formats that a config.json states: which its matrices have, and which are kept."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from dataclasses import dataclass
 
 from fathom.errors import CheckpointError
 from fathom.spec.fields import ConfigFields
-from fathom.spec.formats import FP8_BLOCK, INT4_GROUPS, INT8_CHANNEL, Format, int4_group
+from fathom.spec.formats import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FP8_BLOCK,
+    INT4_GROUPS,
+    INT8_CHANNEL,
+    Format,
+    int4_group,
+)
 from fathom.spec.stored import Packing
 
 METHODS = ("fp8", "awq", "gptq", "w8a8_int8", "compressed-tensors")
 
+_DTYPES = {"bfloat16": BFLOAT16, "float32": FLOAT32, "float16": FLOAT16}
 # Modules that DeepSeek's FP8 checkpoints keep in bfloat16 anyway.
 _NEVER_QUANTISED = ("lm_head", "embed_tokens", "gate", "eh_proj", "head", "norm")
 # Patterns of names: literals, sets, and quantifiers of one character, so that matching is quick.
@@ -27,6 +37,17 @@ class StoredFormat:
     format: Format
     packing: Packing | None = None
     kept: tuple[str, ...] = ()
+
+
+def parse_dtype(fields: ConfigFields) -> Format:
+    """The format of what is not quantised. Raises: CheckpointError for one that is not known."""
+    name = "dtype" if fields.get("dtype") is not None else "torch_dtype"
+    value = fields.get(name)
+    if value is None:
+        return BFLOAT16
+    if isinstance(value, str) and value.removeprefix("torch.") in _DTYPES:
+        return _DTYPES[value.removeprefix("torch.")]
+    raise fields.fail(name, f"one of {', '.join(_DTYPES)}")
 
 
 def parse_quantization(fields: ConfigFields, dtype: Format) -> StoredFormat:

@@ -1,0 +1,69 @@
+"""The families of models that can be described: DeepSeek's, which the engine runs, and dense ones.
+
+What both have goes by one name in both specs; where they differ, callers ask which one they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fathom.errors import ConfigError
+from fathom.spec import deepseek_params, dense
+from fathom.spec.deepseek import parse_config
+from fathom.spec.dense import DenseSpec
+from fathom.spec.model import ModelSpec
+from fathom.spec.params import ParamSpec
+
+Model = ModelSpec | DenseSpec
+
+
+def parse_model(config: Mapping[str, object]) -> Model:
+    """The model that a config.json describes, of any family.
+
+    Raises: CheckpointError for an architecture that is not known and for a field that is wrong.
+    """
+    named = config.get("architectures") if isinstance(config, Mapping) else None
+    model_type = config.get("model_type") if isinstance(config, Mapping) else None
+    for kind, architecture in dense.MODEL_TYPES.items():
+        if named == [architecture] or (named is None and model_type == kind):
+            return dense.parse_dense(config, architecture)
+    return parse_config(config)
+
+
+def parameters(model: Model) -> tuple[ParamSpec, ...]:
+    """The parameter table: one row for each tensor of the checkpoint."""
+    if isinstance(model, DenseSpec):
+        return dense.dense_table(model)
+    return deepseek_params.parameter_table(model)
+
+
+def kv_values(model: Model) -> int:
+    """Values that the cache keeps for a token and layer on one rank that holds them all."""
+    return model.gqa.kv_dim if isinstance(model, DenseSpec) else model.mla.latent_dim
+
+
+def tensor_parallel_sizes(model: Model, most: int = 64) -> tuple[int, ...]:
+    """The tensor-parallel sizes up to `most` that cut every sharded tensor evenly."""
+    if isinstance(model, ModelSpec):
+        return deepseek_params.tensor_parallel_sizes(model, most)
+    kv, cut = model.gqa.num_kv_heads, (model.gqa.num_heads, model.intermediate_size)
+    return tuple(
+        tp
+        for tp in range(1, most + 1)
+        if all(size % tp == 0 for size in (*cut, model.vocab_size))
+        and (kv % tp == 0 or tp % kv == 0)
+    )
+
+
+def check_tensor_parallel(model: Model, tp: int) -> None:
+    """Raises: ConfigError, with the sizes that work, where `tp` ranks cannot share the model."""
+    if isinstance(model, ModelSpec):
+        deepseek_params.check_tensor_parallel(model, tp)
+    elif tp not in (works := tensor_parallel_sizes(model, max(tp, 64))):
+        raise ConfigError(
+            "--tensor-parallel-size (tensor_parallel_size)",
+            found=f"{tp}, which does not divide the model's {model.gqa.num_heads} heads, "
+            f"{model.gqa.num_kv_heads} key heads, {model.intermediate_size} inner and "
+            f"{model.vocab_size} vocabulary rows evenly",
+            wanted=f"one of {', '.join(map(str, works))}",
+        )
