@@ -12,6 +12,14 @@ from typing import Literal
 
 from fathom.ops.cases import AttentionShape, Case, OpName
 from fathom.spec.formats import BFLOAT16, FLOAT32, FP8_BLOCK, INT8_CHANNEL, Format, int4_group
+from fathom.spec.work import (
+    absorbed_operations,
+    causal_pairs,
+    distinct_experts,
+    expert_chances,
+    gated_bytes,
+    gated_operations,
+)
 
 Operand = Literal["float32", "bfloat16", "int8"]
 _INT64 = 8
@@ -62,15 +70,12 @@ def format_of(case: Case) -> Format:
 def expected_experts(num_experts: int, per_token: int, tokens: int) -> float:
     """Distinct experts of `tokens` tokens that choose each set of `per_token` alike: an expert is
     left out by one token with probability 1 - k / E."""
-    return float(num_experts * (1 - (1 - per_token / num_experts) ** tokens))
+    return distinct_experts(expert_chances(num_experts, per_token, 0.0), tokens)
 
 
 def visible_keys(shape: AttentionShape) -> int:
     """Pairs of a query and a key that it sees: a query at position p sees p + 1."""
-    return sum(
-        queries * (2 * length - queries + 1) // 2
-        for queries, length in zip(shape.query_lens, shape.context_lens, strict=True)
-    )
+    return sum(map(causal_pairs, shape.query_lens, shape.context_lens))
 
 
 def _element(case: Case) -> int:
@@ -104,11 +109,10 @@ def _mlp(case: Case) -> Cost:
     return Cost(weights, moved, rows * operations, _operand(case))
 
 
-def _gated(case: Case, inner: int) -> tuple[int, int]:
+def _gated(case: Case, inner: int) -> tuple[int, float]:
     """Bytes of one gated MLP's weights, and its operations for a token."""
-    width, form = case.sizes["D"], format_of(case)
-    weights = form.num_bytes((2 * inner, width)) + form.num_bytes((width, inner))
-    return weights, 6 * width * inner
+    width = case.sizes["D"]
+    return gated_bytes(format_of(case), width, inner), gated_operations(width, inner)
 
 
 def _experts(case: Case, distinct: float | None) -> Cost:
@@ -117,7 +121,7 @@ def _experts(case: Case, distinct: float | None) -> Cost:
     if distinct is None:
         distinct = expected_experts(case.moe.num_experts, per_token, rows)
     weights, operations = _gated(case, case.sizes["I"])
-    shared_weights, shared_operations = 0, 0
+    shared_weights, shared_operations = 0, 0.0
     if "shared" in case.sizes:
         shared_weights, shared_operations = _gated(case, case.sizes["shared"])
     choices = rows * per_token * (_INT64 + 4)
@@ -159,8 +163,7 @@ def _mla_attend(case: Case) -> Cost:
     up = heads * (mla.nope_dim + mla.v_dim) * mla.kv_lora_rank
     cells = sum(shape.context_lens) * mla.latent_dim
     moved = tokens * heads * (mla.qk_dim + mla.v_dim) * _element(case)
-    products = 2 * tokens * up
-    products += 2 * heads * visible_keys(shape) * (mla.latent_dim + mla.kv_lora_rank)
+    products = absorbed_operations(mla, heads, tokens, visible_keys(shape))
     weights = (up + cells) * _element(case)
     return Cost(weights, moved + tokens * mla.rope_dim * 4, products, case.dtype)
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from fathom.spec.work import causal_pairs
+
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
@@ -57,7 +59,7 @@ def prefill_shape(chunks: Iterable[tuple[int, int]], *, num_sampled: int = 0) ->
         sequences += 1
         tokens += count
         kv += context
-        pairs += count * context - count * (count - 1) // 2
+        pairs += causal_pairs(count, context)
     return StepShape(tokens, sequences, 0, kv, pairs, num_sampled, tokens, kv, pairs)
 
 

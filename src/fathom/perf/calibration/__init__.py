@@ -1,0 +1,113 @@
+"""Laws of kernels with their measured constants, and the JSON that holds them.
+
+`h200.json` beside this file is made by `bench/cost.py`; `fathom bench calibrate` writes one of the
+same form for the machine at hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from math import hypot
+from typing import Any
+
+from fathom.errors import ConfigError
+
+FORMAT = "fathom-calibration/1"
+_BUILT_IN = "h200.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """Seconds of a kernel: `fixed_s`, `unit_s` for each of its units that follow one another (the
+    inputs of a product, the experts touched), and the time of its bytes at the share `bandwidth` of
+    the memory's (or the link's) rate and of its operations at the share `compute` of the peak,
+    joined as the sides of a right angle: bound by the larger, and by both where they are alike.
+    So it is efficient where it is large, and never faster than its roofline.
+
+    A collective may have a second way for large messages, `ramp_s` more at first and at the share
+    `ramp_bandwidth` of the link; it takes the quicker."""
+
+    fixed_s: float = 0.0
+    unit_s: float = 0.0
+    bandwidth: float = 1.0
+    compute: float = 1.0
+    ramp_s: float = 0.0
+    ramp_bandwidth: float = 0.0
+
+    def seconds(self, bytes_s: float, operations_s: float, units: float = 0.0) -> float:
+        """Of what would take `bytes_s` and `operations_s` at the full rates."""
+        moving, computing = bytes_s / self.bandwidth, operations_s / self.compute
+        if self.ramp_bandwidth:
+            moving = min(moving, self.ramp_s + bytes_s / self.ramp_bandwidth)
+        return self.fixed_s + self.unit_s * units + hypot(moving, computing)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What was measured. `machine`: the GPU id, or the name of the CPU; `is_here`: on the machine
+    at hand. `laws` by kernel, such as `gemm/fp8_block`.
+
+    `layer_s`: small kernels of a layer that have no law; `step_s`: a step's begin and end;
+    `host_step_s` and `host_sequence_s`: the host's work, hidden behind the device where it is less;
+    `first_token_s`: what a request waits beside queue and prompt; `skew`: of experts' popularity
+    (`expert_chances`).
+    `spread`: for `tpot`, `ttft` and `throughput`, what measured over predicted was in the tenth and
+    ninetieth hundredth of points never fitted; with the prefix `other/`, of other machines.
+    """
+
+    name: str
+    machine: str
+    source: str
+    date: str
+    laws: Mapping[str, Law]
+    layer_s: float = 0.0
+    step_s: float = 0.0
+    host_step_s: float = 0.0
+    host_sequence_s: float = 0.0
+    first_token_s: float = 0.0
+    skew: float = 0.0
+    is_here: bool = False
+    licence: str = ""
+    spread: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def law(self, kind: str, form: str = "") -> Law:
+        """The law of a kernel in a format; where that was not measured, in bfloat16, or in any."""
+        prefix = f"{kind}/"
+        for name in (f"{kind}/{form}", f"{kind}/bfloat16", kind):
+            if name in self.laws:
+                return self.laws[name]
+        for name, law in self.laws.items():
+            if name.startswith(prefix):
+                return law
+        return Law()
+
+    def has_law(self, kind: str, form: str = "") -> bool:
+        """Whether that very kernel was measured."""
+        return (f"{kind}/{form}" if form else kind) in self.laws
+
+    def to_json(self) -> str:
+        """The text that `parse_calibration` reads."""
+        told = asdict(self)
+        return json.dumps({"format": FORMAT, **told}, indent=1, sort_keys=True) + "\n"
+
+
+def parse_calibration(text: str, where: str) -> Calibration:
+    """From JSON. Raises: ConfigError that names `where`."""
+    try:
+        told: dict[str, Any] = json.loads(text)
+        if told.pop("format") != FORMAT:
+            raise ValueError("another format")
+        told["laws"] = {name: Law(**law) for name, law in told["laws"].items()}
+        told["spread"] = {name: (low, high) for name, (low, high) in told["spread"].items()}
+        return Calibration(**told)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"calibration {where}", found=str(error), wanted=FORMAT) from error
+
+
+def built_in() -> Calibration:
+    """The one that comes with fathom: kernels and serving of SGLang on H200."""
+    text = resources.files(__name__).joinpath(_BUILT_IN).read_text(encoding="utf-8")
+    return parse_calibration(text, _BUILT_IN)
