@@ -84,18 +84,28 @@ const char* check_batch(const Batch& batch, const Cache& cache) {
 
 namespace fathom {
 
-uint8_t* arena(Arena purpose, int64_t bytes) {
-  static struct {
-    uint8_t* memory;
-    int64_t bytes;
-  } arenas[kNumArenas];
+namespace {
+
+struct {
+  uint8_t* memory;
+  int64_t bytes, asked;
+} arenas[kNumArenas];
+
+uint8_t* make_arena(int purpose, int64_t bytes) {
   auto& own = arenas[purpose];
-  if (own.bytes < bytes || own.memory == nullptr) {
-    std::free(own.memory);
-    const int64_t size = round_up(std::max<int64_t>(bytes + bytes / 4, 4096), 4096);
-    own.memory = static_cast<uint8_t*>(std::aligned_alloc(4096, size));
-    own.bytes = own.memory == nullptr ? 0 : size;
-  }
+  std::free(own.memory);
+  const int64_t size = round_up(std::max<int64_t>(bytes, 4096), 4096);
+  own.memory = static_cast<uint8_t*>(std::aligned_alloc(4096, size));
+  own.bytes = own.memory == nullptr ? 0 : size;
+  return own.memory;
+}
+
+}  // namespace
+
+uint8_t* arena(Arena purpose, int64_t bytes) {
+  auto& own = arenas[purpose];
+  own.asked = std::max(own.asked, bytes);
+  if (own.bytes < bytes || own.memory == nullptr) return make_arena(purpose, bytes + bytes / 4);
   return own.memory;
 }
 
@@ -110,6 +120,26 @@ int fathom_start_threads(int threads, const int* cpus) { return start_pool(threa
 void fathom_pin_caller() { pin_caller(); }
 int fathom_num_threads() { return pool_size(); }
 int64_t fathom_busy_ns() { return busy_nanoseconds(); }
+
+// Sizes of the arenas, then of a thread's scratch: made anew, so that no step makes them grow.
+const char* fathom_reserve(const int64_t* bytes) {
+  bool has_memory = reserve_scratch(size_t(bytes[kNumArenas]));
+  for (int i = 0; i < kNumArenas; ++i) {
+    arenas[i].asked = 0;
+    has_memory &= make_arena(i, bytes[i]) != nullptr;
+  }
+  return has_memory ? nullptr : fail("no memory for the buffers of a step");
+}
+
+// Of each arena, then of scratch over all threads: bytes held, and the most asked for at once.
+void fathom_buffers(int64_t* held, int64_t* asked) {
+  for (int i = 0; i < kNumArenas; ++i) {
+    held[i] = arenas[i].bytes;
+    asked[i] = arenas[i].asked;
+  }
+  scratch_bytes(&held[kNumArenas], &asked[kNumArenas]);
+}
+
 void fathom_place_weights(void* at, int64_t bytes) { place_weights(at, size_t(bytes)); }
 int64_t fathom_matrix_bytes(const Matrix* m) { return m->experts * m->expert_bytes(); }
 

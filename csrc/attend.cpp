@@ -107,7 +107,10 @@ void Attention::plan() {
     const int64_t columns = queries * shape_.heads;
     const int64_t splits = (batch.context_lens[s] + kSplitKeys - 1) / kSplitKeys;
     // Prefill has columns enough for all threads, and its partial results would be large.
-    const bool is_cut = splits > 1 && columns <= 4 * kColumns;
+    const int64_t floats =
+        splits * (round_up(columns, kColumns) / kColumns * floats_of(0) + columns * shape_.padded);
+    const bool is_cut = splits > 1 && columns <= 4 * kColumns &&
+                        partial_floats_ + floats <= kMaxPartialFloats;
     for (int64_t first = 0; first < columns; first += kColumns) {
       const int64_t count = std::min<int64_t>(kColumns, columns - first);
       const Item whole{s, first, count, 0, splits, -1};

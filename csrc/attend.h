@@ -15,6 +15,9 @@ constexpr int kKeyBlock = 128;
 constexpr int kSplitKeys = 512;
 constexpr int kColumns = 64;  // of one item
 constexpr int kLanesInBlock = 16;
+// What splits that run side by side may take until they are merged: 256 MiB. Sequences beyond it,
+// of which there are enough for all threads, have theirs one after the other.
+constexpr int64_t kMaxPartialFloats = 1 << 26;
 
 enum KvFormat : int32_t { kKvBf16 = 0, kKvFp8 = 1 };
 

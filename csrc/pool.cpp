@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
 #include <thread>
@@ -23,7 +24,7 @@ constexpr int kMaxThreads = 256;
 
 struct alignas(64) Scratch {
   void* memory = nullptr;
-  size_t bytes = 0;
+  size_t bytes = 0, asked = 0;
 };
 
 struct Pool {
@@ -157,12 +158,34 @@ int64_t busy_nanoseconds() { return pool().busy_ns.load(std::memory_order_relaxe
 
 void* scratch(int thread, size_t bytes) {
   Scratch& own = pool().scratch[thread];
+  if (own.asked < bytes) own.asked = bytes;
   if (own.bytes < bytes) {
     std::free(own.memory);
-    own.memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-    own.bytes = own.memory == nullptr ? 0 : bytes;
+    const size_t size = (bytes + 63) / 64 * 64;
+    own.memory = std::aligned_alloc(64, size);
+    own.bytes = own.memory == nullptr ? 0 : size;
   }
   return own.memory;
+}
+
+bool reserve_scratch(size_t bytes) {
+  bool has_memory = true;
+  for (int thread = 0; thread < kMaxThreads; ++thread) {
+    std::free(pool().scratch[thread].memory);
+    pool().scratch[thread] = {};
+    if (thread >= pool_size() || bytes == 0) continue;
+    has_memory &= scratch(thread, bytes) != nullptr;
+    pool().scratch[thread].asked = 0;
+  }
+  return has_memory;
+}
+
+void scratch_bytes(int64_t* held, int64_t* asked) {
+  *held = *asked = 0;
+  for (const Scratch& own : pool().scratch) {
+    *held += int64_t(own.bytes);
+    *asked = std::max(*asked, int64_t(own.asked));
+  }
 }
 
 }  // namespace fathom

@@ -50,5 +50,9 @@ int64_t busy_nanoseconds();
 // `bytes` of scratch of thread `thread`, 64-byte aligned, kept between calls. Null when memory
 // ends.
 void* scratch(int thread, size_t bytes);
+// Makes the scratch of every thread anew, of this size; false when memory ends.
+bool reserve_scratch(size_t bytes);
+// Bytes held over all threads, and the most that one was asked for.
+void scratch_bytes(int64_t* held, int64_t* asked);
 
 }  // namespace fathom

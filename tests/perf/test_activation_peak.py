@@ -14,7 +14,7 @@ from fathom.models.deepseek_v3 import DeepseekV3
 from fathom.ops.batch import PagedBatch
 from fathom.ops.comm import SingleRank
 from fathom.ops.reference import ReferenceBackend
-from fathom.perf.memory import WorkingSet
+from fathom.perf.working import WorkingSet
 from fathom.spec.deepseek import parse_config
 from fathom.spec.formats import FLOAT32
 from fathom.spec.model import ModelSpec

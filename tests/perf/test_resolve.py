@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from fathom.config import EngineConfig
 from fathom.errors import CapacityError, ConfigError
-from fathom.perf.memory import page_bytes, total_bytes
+from fathom.perf.memory import kv_bytes_per_token, total_bytes
 from fathom.perf.resolve import resolve
 from fathom.spec.deepseek import parse_config
 from fathom.spec.formats import BFLOAT16, FLOAT32
 from fathom.spec.hardware import Device, Machine
 from fathom.spec.model import ModelSpec
+from fathom.spec.parallel import Layout
 from fathom.spec.plan import DeploymentPlan
 
 GIB = 2**30
@@ -72,7 +73,7 @@ def decision(plan: DeploymentPlan, name: str) -> tuple[str, str]:
 def test_every_field_has_one_decision(machine: Machine) -> None:
     plan = plan_for(machine)
     decided = [one.field for one in plan.decisions]
-    named = {one.name for one in fields(DeploymentPlan)} - {"ledger", "decisions"}
+    named = {one.name for one in fields(DeploymentPlan)} - {"ledger", "decisions", "kernel_buffers"}
     assert sorted(decided) == sorted(named)
     assert all(one.reason and one.value for one in plan.decisions)
     assert {one.source for one in plan.decisions} <= {"asked", "model", "machine", "default"}
@@ -155,7 +156,7 @@ def test_hosts_keep_a_modest_pool() -> None:
 
 
 def test_a_pool_of_a_given_size() -> None:
-    page = page_bytes(SMALL, FLOAT32, 64, 0)
+    page = 64 * kv_bytes_per_token(SMALL, FLOAT32, Layout())
     plan = plan_for(host(4096), kv_cache_memory_bytes=20 * page + 5)
     assert plan.num_pages == 20
     assert plan.max_model_len == 20 * 64

@@ -17,10 +17,11 @@ from fathom.engine.heldout import Question
 from fathom.engine.loading import scheduler_config
 from fathom.engine.text_side import TextSide, model_directory
 from fathom.errors import ConfigError
-from fathom.perf.memory import parameter_kinds, total_bytes, weight_lines
 from fathom.perf.resolve import resolve
 from fathom.runtime.device import probe
 from fathom.runtime.quality import LoadedModel, Predictions, compare
+from fathom.spec.deepseek_params import parameter_table
+from fathom.spec.parallel import Shard
 from fathom.spec.plan import DeploymentPlan
 from fathom.spec.quality import Document, FormatQuality, TaskScore, summarize
 from fathom.weights.open import open_checkpoint
@@ -114,15 +115,16 @@ def _report(
     predictions: Predictions,
     tasks: tuple[TaskScore, ...],
 ) -> FormatQuality:
-    lines = weight_lines(
-        parameter_kinds(plan.model),
-        plan.layout,
-        plan.compute_dtype,
-        dequantize=plan.dequantize,
-        quantization=plan.quantization,
-        drafts=False,
+    model = plan.model
+    num_bytes = sum(
+        row.local_bytes(
+            Shard(plan.layout),
+            plan.compute_dtype,
+            dequantize=plan.dequantize,
+            quantization=plan.quantization,
+        )
+        for row in parameter_table(model)
+        if row.layer is None or row.layer < model.num_layers
     )
     divergence = summarize(compare(reference, predictions))
-    return FormatQuality(
-        name, plan.ops_backend, plan.kv_dtype.name, total_bytes(lines), divergence, tasks
-    )
+    return FormatQuality(name, plan.ops_backend, plan.kv_dtype.name, num_bytes, divergence, tasks)

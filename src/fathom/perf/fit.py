@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from fathom.errors import CapacityError
-from fathom.perf.memory import ParamKind, WorkingSet, ledger, page_bytes, total_bytes, weight_lines
-from fathom.spec.deepseek_params import tensor_parallel_sizes
+from fathom.perf.held_weights import weight_lines
+from fathom.perf.memory import ledger, page_bytes, total_bytes
+from fathom.perf.working import WorkingSet
+from fathom.spec.families import tensor_parallel_sizes
 from fathom.spec.formats import BFLOAT16, FLOAT32, Format
 from fathom.spec.plan import MemoryLine
 from fathom.units import format_bytes, format_count
@@ -46,10 +48,8 @@ class Fitter:
     """Everything about a rank's memory but the pool and the context. `working.max_model_len` is
     ignored. `pool_bytes`: a pool of exactly this size was asked."""
 
-    kinds: tuple[ParamKind, ...]
     working: WorkingSet
     kv_dtype: Format
-    page_size: int
     budget: Budget
     pool_bytes: int | None
 
@@ -76,7 +76,8 @@ class Fitter:
 
     def _whole_pages(self, length: int, longest: int) -> int:
         """A rounder number, unless it is the model's own length or less than a page."""
-        return length if length == longest else length // self.page_size * self.page_size or length
+        pages = length // self.working.page_size
+        return length if length == longest else pages * self.working.page_size or length
 
     def holds(self, length: int) -> bool:
         """Whether one sequence of `length` fits, beside the pool where its size was asked."""
@@ -84,7 +85,7 @@ class Fitter:
 
     def pages_for(self, num_tokens: int) -> int:
         """Pages that a sequence of `num_tokens` needs."""
-        return ceil(num_tokens / self.page_size)
+        return ceil(num_tokens / self.working.page_size)
 
     def pages(self, max_model_len: int) -> int:
         """Pages that the pool may have beside weights and activations for that context: those
@@ -98,26 +99,16 @@ class Fitter:
 
     def lines(self, fit: Fit) -> tuple[MemoryLine, ...]:
         """The ledger of what fits."""
-        working = self.working
         return ledger(
-            self._weights(),
-            replace(working, max_model_len=fit.max_model_len),
+            replace(self.working, max_model_len=fit.max_model_len),
             kv_dtype=self.kv_dtype,
-            page_size=self.page_size,
             num_pages=fit.num_pages,
             reserve_bytes=self.budget.reserve_bytes,
         )
 
     def _weights(self) -> tuple[MemoryLine, ...]:
         working = self.working
-        return weight_lines(
-            self.kinds,
-            working.layout,
-            working.compute,
-            dequantize=working.dequantize,
-            quantization=working.quantization,
-            drafts=working.num_drafts > 0,
-        )
+        return weight_lines(working.spec, working.layout, working.holding)
 
     def _pool(self, max_model_len: int) -> int:
         fitting, one = self.pages(max_model_len), self.pages_for(max_model_len)
@@ -140,8 +131,7 @@ class Fitter:
 
     @property
     def _page_bytes(self) -> int:
-        working = self.working
-        return page_bytes(working.spec, self.kv_dtype, self.page_size, working.num_drafts)
+        return page_bytes(self.working, self.kv_dtype)
 
     def _used(self, num_pages: int, max_model_len: int) -> int:
         return total_bytes(self.lines(Fit(num_pages, max_model_len)))

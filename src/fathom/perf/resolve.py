@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from fathom.config import EngineConfig
 from fathom.errors import ConfigError
@@ -20,7 +21,9 @@ from fathom.perf.decide import (
     choose_threads,
 )
 from fathom.perf.fit import Budget, Fitter
-from fathom.perf.memory import WorkingSet, parameter_kinds, total_bytes, weight_lines
+from fathom.perf.held_weights import Holding, weight_lines
+from fathom.perf.memory import RESERVE_BYTES, total_bytes
+from fathom.perf.working import WorkingSet
 from fathom.spec.formats import BFLOAT16, FLOAT32, Format
 from fathom.spec.hardware import Machine
 from fathom.spec.model import ModelSpec
@@ -31,8 +34,6 @@ _DEVICE_SHARE = 0.92
 # Of the host's available memory: what may be used at all, and what the pool takes unasked.
 _HOST_SHARE = 0.9
 _HOST_KV_SHARE = 0.125
-# A CUDA context with its libraries; an interpreter with torch.
-_RESERVE_BYTES = {"cuda": 768 * 2**20, "cpu": 256 * 2**20}
 
 
 def resolve(
@@ -54,6 +55,7 @@ def resolve(
     fitter = _fitter(notes, model, machine, device, backend)
     working = fitter.working
     fit = fitter.fit(_demanded_length(config, model), model.max_position)
+    kernels = replace(working, max_model_len=fit.max_model_len).kernels()
     _say_fit(notes, model, fitter, fit.max_model_len, fit.num_pages)
     return DeploymentPlan(
         model_path=model_path,
@@ -63,7 +65,7 @@ def resolve(
         device=device,
         compute_dtype=working.compute,
         kv_dtype=fitter.kv_dtype,
-        page_size=fitter.page_size,
+        page_size=working.page_size,
         num_pages=fit.num_pages,
         max_model_len=fit.max_model_len,
         max_batch_tokens=working.max_batch_tokens,
@@ -94,6 +96,7 @@ def resolve(
         dequantize=working.dequantize,
         quantization=working.quantization,
         ops_backend=backend,
+        kernel_buffers=() if kernels is None else kernels.buffers(),
     )
 
 
@@ -103,12 +106,12 @@ def _fitter(notes: Notes, model: ModelSpec, machine: Machine, device: str, backe
     layout = choose_layout(notes, model, machine, device)
     budget = _budget(config, machine, device, layout.tp)
     num_drafts = choose_drafts(notes, model)
-    kinds = parameter_kinds(model)
     quantization = choose_quantization(notes, model)
 
     def is_roomy(compute: Format) -> bool:
         """Whether dequantised weights leave half of the memory for the rest."""
-        lines = weight_lines(kinds, layout, compute, dequantize=True, drafts=num_drafts > 0)
+        holding = Holding(compute=compute, dequantize=True, drafts=num_drafts > 0)
+        lines = weight_lines(model, layout, holding)
         return total_bytes(lines) <= budget.limit_bytes // 2
 
     if backend == "cpu":
@@ -132,9 +135,10 @@ def _fitter(notes: Notes, model: ModelSpec, machine: Machine, device: str, backe
         num_drafts=num_drafts,
         quantization=quantization,
         ops_backend=backend,
-        threads=notes.config.threads or machine.num_cores,
+        threads=max(1, (config.threads or machine.num_cores) // layout.tp),
+        page_size=page_size,
     )
-    return Fitter(kinds, working, kv_dtype, page_size, budget, config.kv_cache_memory_bytes)
+    return Fitter(working, kv_dtype, budget, config.kv_cache_memory_bytes)
 
 
 def _budget(config: EngineConfig, machine: Machine, device: str, tp: int) -> Budget:
@@ -162,7 +166,7 @@ def _budget(config: EngineConfig, machine: Machine, device: str, tp: int) -> Bud
         free_bytes=free,
         total_bytes=total,
         kv_bytes=kv_bytes,
-        reserve_bytes=_RESERVE_BYTES[device],
+        reserve_bytes=RESERVE_BYTES[device],
         is_host=device == "cpu",
         reason=reason,
         source="machine" if asked is None else "asked",
@@ -218,7 +222,7 @@ def _say_fit(notes: Notes, model: ModelSpec, fitter: Fitter, length: int, num_pa
     else:
         reason = f"the largest that fits; the model's is {format_count(model.max_position)}"
         notes.say("max_model_len", length, reason, "machine")
-    tokens = f"{format_count(num_pages * fitter.page_size)} tokens of KV"
+    tokens = f"{format_count(num_pages * fitter.working.page_size)} tokens of KV"
     if config.kv_cache_memory_bytes is not None:
         notes.say("num_pages", num_pages, f"as asked: {tokens}", "asked")
     elif num_pages < fitter.pages(length):

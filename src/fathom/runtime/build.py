@@ -107,6 +107,7 @@ def load_rank(
     if plan.ops_backend == "cpu":
         # From now on torch's threads would only take cores from the kernels'.
         torch.set_num_threads(1)
+        library.reserve(plan.kernel_buffers)
     return RankModel(model=model, ops=ops, kv_cache=allocate_cache(plan, device))
 
 

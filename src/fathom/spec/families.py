@@ -12,6 +12,7 @@ from fathom.spec import deepseek_params, dense
 from fathom.spec.deepseek import parse_config
 from fathom.spec.dense import DenseSpec
 from fathom.spec.model import ModelSpec
+from fathom.spec.parallel import Layout
 from fathom.spec.params import ParamSpec
 
 Model = ModelSpec | DenseSpec
@@ -66,4 +67,36 @@ def check_tensor_parallel(model: Model, tp: int) -> None:
             f"{model.gqa.num_kv_heads} key heads, {model.intermediate_size} inner and "
             f"{model.vocab_size} vocabulary rows evenly",
             wanted=f"one of {', '.join(map(str, works))}",
+        )
+
+
+def num_experts(model: Model) -> int:
+    """Routed experts of a layer that has them; 0 where the model has none."""
+    return model.moe.num_experts if isinstance(model, ModelSpec) and model.moe else 0
+
+
+def check_layout(model: Model, layout: Layout) -> None:
+    """Raises: ConfigError where a layout does not divide the model, or contradicts itself."""
+    check_tensor_parallel(model, layout.tp)
+    experts = num_experts(model)
+    moe = model.moe if isinstance(model, ModelSpec) else None
+    found = f"tp={layout.tp} dp={layout.dp} ep={layout.ep} pp={layout.pp}"
+    if min(layout.dp, layout.ep, layout.pp) < 1:
+        raise ConfigError("layout", found=found, wanted="1 or more along each axis")
+    if layout.pp > model.num_layers:
+        wanted = f"at most {model.num_layers} stages: each has a layer or more"
+        raise ConfigError("layout: pp", found=found, wanted=wanted)
+    if layout.stage_size % layout.ep:
+        wanted = f"ep that divides the {layout.stage_size} ranks of a stage (tp x dp)"
+        raise ConfigError("layout: ep", found=found, wanted=wanted)
+    if moe is None:
+        if layout.ep > 1:
+            raise ConfigError("layout: ep", found=found, wanted="ep=1: the model has no experts")
+        return
+    if experts % layout.ep or moe.intermediate_size % layout.expert_cuts:
+        raise ConfigError(
+            "layout: ep",
+            found=f"{found}: {experts} experts in {layout.ep} groups, their "
+            f"{moe.intermediate_size} inner values cut {layout.expert_cuts} ways",
+            wanted="groups of equal size, and equal parts",
         )

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Literal
 
-FormatName = Literal["float32", "bfloat16", "float16", "fp8_block", "int8", "int4", "fp8_latent"]
+FormatName = Literal[
+    "float32", "bfloat16", "float16", "fp8_block", "int8", "int4", "fp8_latent", "fp8"
+]
 
 # Columns of a block that is a whole row, however long: wider than any matrix.
 WHOLE_ROW = 2**40
@@ -67,6 +69,9 @@ def int4_group(size: int) -> Format:
 # A cell of the latent cache in FP8: latents e4m3 with one float32 scale for each 128 of them, and
 # the rotated part of the key, which carries positions and rounds badly, in bfloat16.
 FP8_LATENT = Format("fp8_latent", 8, (1, 128), 32)
+
+# A cache in FP8 without scales of its own, as other engines keep keys and values: for plans alone.
+FP8_PLAIN = Format("fp8", 8)
 
 
 def kv_cell_bytes(kv: Format, rank: int, rope: int) -> int:

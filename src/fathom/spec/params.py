@@ -11,7 +11,7 @@ from math import prod
 from fathom.errors import CheckpointError
 from fathom.spec.formats import FLOAT32, Format
 from fathom.spec.held import Quantization, quantized_format, stored_format
-from fathom.spec.parallel import Shard, ShardRule, owned_slice
+from fathom.spec.parallel import Shard, ShardRule, owned_slice, stage_of
 from fathom.spec.stored import Packing, StoredPart, stored_parts
 
 # The router's correction bias decides between nearly equal experts: never rounded to 16 bits.
@@ -31,7 +31,8 @@ class ParamSpec:
 
     `copy_of` names the tensor that this one repeats (the MTP layers share the embedding and the
     head, V3 report section 2.2): it may be absent from a checkpoint, and takes no memory.
-    `max_parts` is the number of parts beyond which ranks hold them again, as the heads of keys.
+
+    `max_parts`: the most parts that a cut may make (heads of keys and values).
     """
 
     name: str
@@ -60,10 +61,30 @@ class ParamSpec:
         """Elements of the whole tensor, scales not counted."""
         return prod(self.shape)
 
+    def owned(self, shard: Shard) -> tuple[slice, ...]:
+        """The part that `shard` owns where its stage and its group of experts hold this at all."""
+        return owned_slice(
+            self.shard,
+            self.shape,
+            shard,
+            is_expert=self.expert is not None,
+            max_parts=self.max_parts,
+        )
+
+    def is_on(self, shard: Shard, num_layers: int, num_experts: int) -> bool:
+        """Whether `shard` holds a part of this parameter of a model of so many layers and routed
+        experts: the embedding is on the first stage, what follows the layers on the last."""
+        layer = num_layers - 1 if self.layer is None else self.layer
+        if self.role == "embed":
+            layer = 0
+        if stage_of(layer, num_layers, shard.layout.pp) != shard.stage:
+            return False
+        each = num_experts // shard.layout.ep
+        return self.expert is None or self.expert // each == shard.expert_group
+
     def local_shape(self, shard: Shard) -> tuple[int, ...]:
         """Shape of the part that `shard` owns."""
-        owned = owned_slice(self.shard, self.shape, shard, self.max_parts)
-        return tuple(part.stop - part.start for part in owned)
+        return tuple(part.stop - part.start for part in self.owned(shard))
 
     def local_format(
         self,

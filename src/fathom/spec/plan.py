@@ -22,10 +22,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class MemoryLine:
-    """One row of the byte ledger of a rank."""
+    """One row of the byte ledger of a rank; `formula`: how it came about, with its numbers."""
 
     part: str
     num_bytes: int
+    formula: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,9 @@ class DeploymentPlan:
     # Format in which matrices are held whatever is stored; None: as they are stored.
     quantization: Quantization | None = None
     ops_backend: str = "reference"
+    # Sizes of the CPU kernels' buffers as the ledger counts them (`perf/kernel_memory.py`); none
+    # elsewhere.
+    kernel_buffers: tuple[int, ...] = ()
 
     @property
     def kv_tokens(self) -> int:

@@ -17,7 +17,7 @@ from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.formats import Format
 from fathom.spec.held import Quantization, fitting_group
 from fathom.spec.model import ModelSpec
-from fathom.spec.parallel import Shard, owned_slice
+from fathom.spec.parallel import Shard
 from fathom.spec.params import ParamSpec
 from fathom.spec.stored import PartRole
 from fathom.weights.header import StoredTensor
@@ -75,7 +75,7 @@ class Checkpoint:
         for part in param.parts:
             if part.role == "scale" or len(param.shape) == 1:
                 _check_finite(self._tensors[part.name], parts[part.role])
-        owned = owned_slice(param.shard, param.shape, shard)
+        owned = param.owned(shard)
         if param.packing is not None:
             return self._read_packed(param, parts, owned)
         if "scale" not in parts:

@@ -18,7 +18,7 @@ from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.deepseek_params import parameter_table
 from fathom.spec.held import Quantization
 from fathom.spec.model import ModelSpec
-from fathom.spec.parallel import Shard, owned_slice
+from fathom.spec.parallel import Shard
 from fathom.spec.params import CORRECTION_BIAS, ParamSpec
 from fathom.weights.open import is_mtp
 from fathom.weights.packed import PackedParts, unpack_matrix
@@ -50,7 +50,7 @@ def random_parameters(
             whole = random_parameter(row, seed=seed, device=device)
             made[row.name] = place(
                 row,
-                part_of(whole, owned_slice(row.shard, row.shape, shard)),
+                part_of(whole, row.owned(shard)),
                 shard,
                 dtype=dtype,
                 device=device,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch
 from fathom.errors import ConfigError, EngineError
 
 PATH = Path(__file__).with_name("libfathom.so")
+
+_NUM_BUFFERS = 7  # csrc/ops.h: the arenas, and scratch
 
 FORMATS = {"bfloat16": 0, "fp8_block": 1, "int8": 2, "int4": 3}
 SOURCES = {
@@ -113,6 +116,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "fathom_num_threads": (c_int, ()),
     "fathom_pin_caller": (None, ()),
     "fathom_busy_ns": (_I, ()),
+    "fathom_reserve": (c_char_p, (POINTER(c_int64),)),
+    "fathom_buffers": (None, (POINTER(c_int64), POINTER(c_int64))),
     "fathom_place_weights": (None, (_P, _I)),
     "fathom_matrix_bytes": (_I, (_M,)),
     "fathom_pack": (c_char_p, (_M, _I, POINTER(Source), c_int)),
@@ -197,6 +202,22 @@ def start_threads(threads: int, first_cpu: int = 0) -> None:
 def pin_caller() -> None:
     """Put the thread that calls this on the core that `start_threads` left for it."""
     load().fathom_pin_caller()
+
+
+def reserve(sizes: Sequence[int]) -> None:
+    """Make the kernels' buffers, of these sizes in bytes (`DeploymentPlan.kernel_buffers`), anew.
+
+    Raises: EngineError where memory ends.
+    """
+    check(load().fathom_reserve((c_int64 * _NUM_BUFFERS)(*sizes)))
+
+
+def buffers() -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bytes of each arena and of all threads' scratch: held now, and the most that one was asked
+    for since they were made."""
+    held, asked = (c_int64 * _NUM_BUFFERS)(), (c_int64 * _NUM_BUFFERS)()
+    load().fathom_buffers(held, asked)
+    return tuple(held), tuple(asked)
 
 
 def isa() -> str:
