@@ -24,6 +24,8 @@ from cost_published import LEFT_OUT, compare
 from cost_serving import Predicted, fit_serving, predict
 
 from fathom.perf.calibration import Calibration, Law
+from fathom.perf.rates import cluster_rates
+from fathom.spec.catalogue import parse_cluster
 from fathom.spec.known import find_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +55,7 @@ def fitted(kernels: dict[str, Fitted]) -> Calibration:
         source=SOURCE,
         licence="fitted to Apache-2.0 data of ai-dynamo/aiconfigurator",
         date="2026-11-25",
+        peaks=cluster_rates(parse_cluster("8xH200")).peaks,
         laws={**ASSUMED, **{kind: found.law for kind, found in kernels.items()}},
         host_step_s=HOST_STEP_S,
         host_sequence_s=HOST_SEQUENCE_S,
@@ -135,9 +138,7 @@ def main() -> None:
         "command": "python bench/cost.py",
         "split": "fitted: " + ", ".join(one.point.id for one in used),
         "constants": {
-            "layer_s": calibration.layer_s,
-            "skew": calibration.skew,
-            "first_token_s": calibration.first_token_s,
+            name: getattr(calibration, name) for name in ("layer_s", "skew", "first_token_s")
         },
         "kernels": {
             kind: {"fitted": one.num_samples, "held_out_median_error": round(one.held_out_error, 4)}

@@ -24,6 +24,7 @@ from fathom.spec.hardware import Cluster
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Layout
 
+H200 = "h200-sxm-141"
 TP8, DP8 = Layout(tp=8), Layout(tp=1, dp=8, ep=8)
 INFINITE = "all requests at once: its TTFT and TPOT are of the queue, not of the deployment"
 
@@ -45,13 +46,13 @@ class Case:
 
 
 CASES = (
-    Case("gpustack-h200-vllm-sharegpt", "h200-sxm-141", TP8, "total", 1000, 219, 201, INFINITE),
-    Case("gpustack-h200-sglang-dp-sharegpt", "h200-sxm-141", DP8, "total", 1000, 219, 201, INFINITE),
-    Case("gpustack-h200-vllm-32k", "h200-sxm-141", TP8, "total", 100, 32000, 100, INFINITE),
-    Case("gpustack-h200-sglang-dp-32k", "h200-sxm-141", DP8, "total", 100, 32000, 100, INFINITE),
-    Case("gpustack-h200-sglang-dp-4k", "h200-sxm-141", DP8, "total", 500, 4000, 200, INFINITE),
-    Case("gpustack-h200-sglang-dp-2k", "h200-sxm-141", DP8, "total", 500, 2000, 100, INFINITE),
-    Case("vllm-pr28992-h200-b16", "h200-sxm-141", TP8, "out", 16, 2, 100, ""),
+    Case("gpustack-h200-vllm-sharegpt", H200, TP8, "total", 1000, 219, 201, INFINITE),
+    Case("gpustack-h200-sglang-dp-sharegpt", H200, DP8, "total", 1000, 219, 201, INFINITE),
+    Case("gpustack-h200-vllm-32k", H200, TP8, "total", 100, 32000, 100, INFINITE),
+    Case("gpustack-h200-sglang-dp-32k", H200, DP8, "total", 100, 32000, 100, INFINITE),
+    Case("gpustack-h200-sglang-dp-4k", H200, DP8, "total", 500, 4000, 200, INFINITE),
+    Case("gpustack-h200-sglang-dp-2k", H200, DP8, "total", 500, 2000, 100, INFINITE),
+    Case("vllm-pr28992-h200-b16", H200, TP8, "out", 16, 2, 100, ""),
     Case("sglang-pr6885-8h20", "h20-sxm-96", TP8, "out", 8, 515, 268, "before its own tuning"),
     Case("ant-h20-96", "h20-sxm-96", TP8, "prefill", 2, 4096, 0, "8,192 tokens a step assumed"),
     Case(

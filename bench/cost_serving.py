@@ -91,7 +91,7 @@ def fit_serving(spec: ModelSpec, points: list[Point], calibration: Calibration) 
 
     def made(values: tuple[float, ...]) -> Calibration:
         layer_s, skew = values
-        return replace(calibration, layer_s=layer_s, skew=skew)
+        return replace(calibration, layer_s=round(layer_s, 9), skew=round(skew, 3))
 
     def score(values: tuple[float, ...]) -> float:
         if values[1] > 2:
@@ -102,4 +102,4 @@ def fit_serving(spec: ModelSpec, points: list[Point], calibration: Calibration) 
     best = made(minimize_positive(score, (5e-5, 0.5), rounds=40))
     waits = [predict(spec, point, best) for point in points]
     more_ms = median(m - p for one in waits for p, m in [one.measures["ttft"]])
-    return replace(best, first_token_s=max(0.0, more_ms / 1000))
+    return replace(best, first_token_s=round(max(0.0, more_ms / 1000), 4))

@@ -8,7 +8,7 @@ measured efficiencies, and never below the roofline.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import hypot
 from typing import Literal, NamedTuple
 
@@ -78,7 +78,7 @@ class CostModel:
         calibration: Calibration,
     ) -> None:
         self.layout, self.rates, self.calibration = layout, rates, calibration
-        self._parts = model_parts
+        self._parts, self._peaks = model_parts, rates.peaks
         self._num_layers = num_layers
         plain = (part for part in model_parts if not part.chances and not part.ranks)
         self._terms = tuple(map(self._term, plain))
@@ -229,8 +229,12 @@ class CostModel:
         return found
 
     def _law_of(self, part: Part) -> Law:
-        form = "" if part.ranks or part.law == "rows" else part.form.name
-        return self.calibration.law(part.law, form)
+        if part.ranks or part.law == "rows":
+            return self.calibration.law(part.law)
+        law, form = self.calibration.law(part.law, part.form.name), part.form.name
+        if form not in self._peaks:
+            form = "bfloat16"
+        return replace(law, compute=self.calibration.computing(law, form, self._peaks))
 
     def _rates_of(self, part: Part) -> tuple[float, float, float]:
         """Bytes per second, seconds that a link adds, and the peak."""

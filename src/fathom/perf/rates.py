@@ -11,7 +11,8 @@ from fathom.spec.hardware import Cluster, Cpu
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """Of one device: `bytes_s` of its memory; operations per second by the format of weights, the
-    same as `bfloat16` where it has no units for them or multiplies them out on the way. `links` of
+    same as `bfloat16` where it has no units for them or multiplies them out on the way; `vector`:
+    of float32 outside of matrix units, which scales, sums and exponentiates beside them. `links` of
     groups of ranks as (largest group, bytes per second and direction, seconds that they add to a
     collective beside what was measured), the smallest first."""
 
@@ -21,12 +22,19 @@ class Rates:
     fp8_block: float
     int8: float
     int4: float
+    vector: float
     links: tuple[tuple[int, float, float], ...] = ()
 
     def operations_s(self, form: Format) -> float:
         """Of products whose weights have a format."""
         by_name = {"fp8_block": self.fp8_block, "int8": self.int8, "int4": self.int4}
         return by_name.get(form.name, self.bfloat16)
+
+    @property
+    def peaks(self) -> dict[str, float]:
+        """Operations per second by name, as a calibration keeps them."""
+        names = ("bfloat16", "fp8_block", "int8", "int4", "vector")
+        return {name: getattr(self, name) for name in names}
 
     def link(self, ranks: int) -> tuple[float, float]:
         """Bytes per second and direction within a group of `ranks` neighbours, and seconds more
@@ -37,6 +45,8 @@ class Rates:
         return self.links[-1][1:]
 
 
+# Of GPUs whose float32 rate is not stated: as the H100's is to its bfloat16 rate.
+_VECTOR_SHARE = 0.07
 # A collective over PCIe takes some 27 us, over NVLink some 5; one that leaves the node 20 to 30
 # more. Source: measured all-reduces of bench/data, and what users of both report.
 _PCIE_MORE_S, _NETWORK_MORE_S = 20e-6, 25e-6
@@ -56,6 +66,7 @@ def cluster_rates(cluster: Cluster) -> Rates:
         fp8_block=gpu.fp8_flops if gpu.has_fp8 and gpu.fp8_flops else gpu.bf16_flops,
         int8=gpu.int8_ops or gpu.bf16_flops,
         int4=gpu.bf16_flops,
+        vector=gpu.fp32_flops or gpu.bf16_flops * _VECTOR_SHARE,
         links=tuple(links),
     )
 
@@ -70,4 +81,5 @@ def cpu_rates(cpu: Cpu, sockets: int = 1) -> Rates:
         fp8_block=cpu.flops * sockets,
         int8=cpu.int8_ops * sockets,
         int4=cpu.int8_ops * sockets,
+        vector=cpu.flops * sockets,
     )

@@ -2,19 +2,19 @@
 per output token, throughput. Arithmetic over a cost model, where `simulate` runs the scheduler.
 
 Users are asked anew as soon as they are answered. Prompts queue at one server, the prefill, and
-answers go on beside it: a closed network of a queue and a delay, solved by mean value analysis.
+answers go on beside it: a closed network of a queue and a delay.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, sqrt
 
 from fathom.errors import ConfigError
 from fathom.perf.cost import CostModel
 from fathom.perf.shape import StepShape, decode_shape, joined, prefill_shape
 
-_ROUNDS = 40
+_ROUNDS, _QUEUE_ROUNDS = 40, 100
 _CLOSE = 1e-4
 
 
@@ -94,11 +94,11 @@ class _Estimate:
         together, found = 1, None
         for _ in range(_ROUNDS):
             step_s, prompt_s = self._step_s(batch), self._prompt_s(batch, together)
-            queue_s, rate = self._queue(step_s, prompt_s)
-            answer_s = self.users / rate - queue_s
+            queue_s, cycle_s = self._queue(step_s, prompt_s)
+            answer_s = cycle_s - queue_s
             alone_s = queue_s + self._prompt_s(batch, 1) - prompt_s
             made = self._made(step_s, prompt_s, alone_s, answer_s)
-            waiting = queue_s * rate
+            waiting = queue_s * self.users / cycle_s
             most = max(1, int(load.chunk_len // load.computed_len))
             groups = self.model.layout.dp * self.model.layout.pp
             together = max(1, min(round(waiting), most * groups))
@@ -144,22 +144,23 @@ class _Estimate:
         return whole - self.model.device_s(decoding)
 
     def _queue(self, step_s: float, prompt_s: float) -> tuple[float, float]:
-        """Seconds that a prompt spends queued and computed, and requests per second.
+        """Seconds that a prompt spends queued and computed, and from one request of a user to the
+        next.
 
-        Source: mean value analysis (Reiser and Lavenberg 1980), with half of a prompt's time left
-        of the one in service, because prompts are alike.
+        Source: the mean value analysis of closed networks as Schweitzer approximates it (1979): a
+        prompt finds those of the other users as they are on average, and half of the one in
+        service, because prompts are alike. Answers pause while prompts of others are computed.
         """
-        steps = self.load.output_len / self.load.accepted
-        queue_s, rate, waiting, busy = prompt_s, 0.0, 0.0, 0.0
-        whole = int(self.users)
-        for users in [*range(1, whole + 1), *([self.users] if whole < self.users else [])]:
-            queue_s = prompt_s * (1 + max(0.0, waiting - busy / 2))
-            # Steps of others' prompts come between those of an answer.
-            share = min(0.999, busy)
-            rate = users / (queue_s + steps * step_s / (1 - share))
-            rate = min(rate, 1 / prompt_s)
-            waiting, busy = queue_s * rate, rate * prompt_s * (users - 1) / users
-        return queue_s, rate
+        others, steps_s = self.users - 1, step_s * self.load.output_len / self.load.accepted
+        queue_s = cycle_s = prompt_s
+        for _ in range(_QUEUE_ROUNDS):
+            # (cycle - queue) x (1 - others x prompt / cycle) = steps, solved for the cycle.
+            half = (queue_s + others * prompt_s + steps_s) / 2
+            cycle_s = half + sqrt(max(0.0, half * half - queue_s * others * prompt_s))
+            found = others * queue_s / cycle_s
+            arriving_s = prompt_s * (1 + max(0.0, found - others * prompt_s / cycle_s / 2))
+            queue_s = (queue_s + arriving_s) / 2
+        return queue_s, cycle_s
 
     def _made(self, step_s: float, prompt_s: float, queue_s: float, answer_s: float) -> Steady:
         load = self.load

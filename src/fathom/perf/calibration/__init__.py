@@ -17,6 +17,8 @@ from fathom.errors import ConfigError
 
 FORMAT = "fathom-calibration/1"
 _BUILT_IN = "h200.json"
+# Of a peak that products of any size reach.
+_MOST = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class Law:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """What was measured. `machine`: the GPU id, or the name of the CPU; `is_here`: on the machine
-    at hand. `laws` by kernel, such as `gemm/fp8_block`.
+    at hand. `laws` by kernel, such as `gemm/fp8_block`. `peaks`: of the machine, by format and
+    `vector`, as `Rates` has them.
 
     `layer_s`: small kernels of a layer that have no law; `step_s`: a step's begin and end;
     `host_step_s` and `host_sequence_s`: the host's work, hidden behind the device where it is less;
@@ -63,6 +66,7 @@ class Calibration:
     source: str
     date: str
     laws: Mapping[str, Law]
+    peaks: Mapping[str, float] = field(default_factory=dict)
     layer_s: float = 0.0
     step_s: float = 0.0
     host_step_s: float = 0.0
@@ -87,6 +91,19 @@ class Calibration:
     def has_law(self, kind: str, form: str = "") -> bool:
         """Whether that very kernel was measured."""
         return (f"{kind}/{form}" if form else kind) in self.laws
+
+    def computing(self, law: Law, form: str, peaks: Mapping[str, float]) -> float:
+        """Share of the peak that a kernel reaches on a machine with other `peaks`.
+
+        What it misses of nine tenths is work beside the matrix units (scales, sums, exponentials),
+        which takes its time at the rate of float32: a GPU with small matrix units, as the H20's,
+        misses less of its peak than the H200 does.
+        """
+        peak, here = peaks[form], self.peaks.get(form, 0.0)
+        if law.compute >= _MOST or not here:
+            return law.compute
+        beside_s = (1 / law.compute - 1 / _MOST) / here * self.peaks["vector"] / peaks["vector"]
+        return 1 / (1 / _MOST + beside_s * peak)
 
     def to_json(self) -> str:
         """The text that `parse_calibration` reads."""
