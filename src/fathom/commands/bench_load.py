@@ -27,6 +27,7 @@ from fathom.perf.workload import (
     burst_arrivals,
     gamma_arrivals,
     ramp_arrivals,
+    take_turns,
 )
 
 
@@ -148,6 +149,8 @@ def make_workload(
             )
         first_s = min((one.at_s for one in requests), default=0.0)
         arrived = arrive(requests, [one.at_s - first_s for one in requests])
+    elif traffic.think_time and traffic.max_concurrency is not None:
+        arrived = take_turns(requests, traffic.max_concurrency, traffic.think_time)
     else:
         count = sum(one.after is None for one in requests)
         arrived = arrive(requests, _times(count, traffic, Random(f"{seed} arrivals")))

@@ -41,12 +41,12 @@ class Vocabulary:
         return tuple(self.ids[place] for place in places)
 
 
-Tokens = Vocabulary | VirtualVocabulary
+AnyVocabulary = Vocabulary | VirtualVocabulary
 """Where the tokens of prompts come from."""
 
 
 def request(
-    vocabulary: Tokens, places: tuple[int, ...] | Runs, output_len: int, *, as_text: bool
+    vocabulary: AnyVocabulary, places: tuple[int, ...] | Runs, output_len: int, *, as_text: bool
 ) -> LoadRequest:
     """A request whose prompt has the tokens at `places`."""
     prompt: Prompt
@@ -83,7 +83,7 @@ class RandomShape:
 
 
 def random_requests(
-    count: int, shape: RandomShape, vocabulary: Tokens, rng: Random, *, as_text: bool = False
+    count: int, shape: RandomShape, vocabulary: AnyVocabulary, rng: Random, *, as_text: bool = False
 ) -> list[LoadRequest]:
     """Requests of random tokens."""
     prefix = vocabulary.draw(rng, shape.prefix_len)
@@ -117,7 +117,7 @@ class PrefixShape:
 
 
 def prefix_requests(
-    count: int, shape: PrefixShape, vocabulary: Tokens, rng: Random, *, as_text: bool = False
+    count: int, shape: PrefixShape, vocabulary: AnyVocabulary, rng: Random, *, as_text: bool = False
 ) -> list[LoadRequest]:
     """Requests of which each begins with one of a few prefixes, equally often, in random order."""
     prefixes = [vocabulary.draw(rng, shape.prefix_len) for _ in range(shape.num_prefixes)]
@@ -155,7 +155,7 @@ class TurnShape:
 
 
 def turn_requests(
-    count: int, shape: TurnShape, vocabulary: Tokens, rng: Random, *, as_text: bool = False
+    count: int, shape: TurnShape, vocabulary: AnyVocabulary, rng: Random, *, as_text: bool = False
 ) -> list[LoadRequest]:
     """Conversations of `num_turns` turns, `count` requests in all; the last may be shorter.
 
@@ -222,7 +222,7 @@ def custom_requests(
 
 
 def burstgpt_requests(
-    lines: Iterable[str], vocabulary: Tokens, rng: Random, *, as_text: bool = False
+    lines: Iterable[str], vocabulary: AnyVocabulary, rng: Random, *, as_text: bool = False
 ) -> list[LoadRequest]:
     """Random tokens of the lengths in BurstGPT's CSV: its GPT-4 rows that were answered."""
     made = []

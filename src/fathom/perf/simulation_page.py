@@ -84,16 +84,9 @@ def _charts(found: Simulation, told: Mapping[str, Any]) -> list[str]:
 
     answered = [one for one in report.complete if one.times_s]
     firsts = [1000 * (one.times_s[0] - one.due_s) for one in answered]
-    latencies = [
-        _percentiles("TTFT", firsts),
-        _percentiles("E2E", [1000 * one for one in report.samples_s("e2el")]),
-    ]
-    gaps = [_percentiles("TPOT", [1000 * one for one in report.samples_s("tpot")])]
     first = Series("TTFT", [one.due_s for one in answered], firsts, is_dots=True)
-    percent = "percent of requests"
     return [
-        chart("Latency", latencies, x_label=percent, y_label="at most, ms"),
-        chart("Time per output token", gaps, x_label=percent, y_label="at most, ms"),
+        *(_percentiles(metric, report.samples_s(metric)) for metric in ("ttft", "tpot", "e2el")),
         chart("First tokens by arrival", [first], x_label=time, y_label="ms"),
         course("Sequences", "sequences", ("running", "running"), ("waiting", "waiting")),
         course("KV use", "% of pages", ("held by sequences", "kv_usage"), scale=100.0),
@@ -107,6 +100,9 @@ def _charts(found: Simulation, told: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _percentiles(name: str, samples: list[float]) -> Series:
-    ordered = sorted(samples)
-    return Series(name, _PERCENTS, [percentile(ordered, one) for one in _PERCENTS])
+def _percentiles(metric: str, samples_s: list[float]) -> str:
+    """How many percent of the requests had at most which value."""
+    ordered, (name, title) = sorted(samples_s), TITLES[metric]
+    values = [1000 * percentile(ordered, one) for one in _PERCENTS]
+    series = Series(name, _PERCENTS, values)
+    return chart(title, [series], x_label="percent of requests", y_label="at most, ms")

@@ -11,6 +11,7 @@ _WIDTH, _HEIGHT = 640, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 14, 40
 _COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df")
 _MOST_POINTS = 1000
+_NICE = (1, 1.2, 1.6, 2, 2.4, 2.8, 3.2, 4, 4.8, 6, 8, 10, 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,8 @@ def _place(x_share: float, y_share: float) -> tuple[float, float]:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 4, 5, 6, 8, 10 times a power of ten; 1 for nothing."""
+    """The next number of which a quarter is short; 1 for nothing."""
     if not 0 < value < math.inf:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return next(nice * power for nice in (1, 2, 4, 5, 6, 8, 10, 20) if nice * power >= value)
+    return next(nice * power for nice in _NICE if nice * power >= value)

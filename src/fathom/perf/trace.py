@@ -21,7 +21,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from fathom.errors import ConfigError
-from fathom.perf.datasets import Tokens, request
+from fathom.perf.datasets import AnyVocabulary, request
 from fathom.perf.virtual import Runs
 from fathom.perf.workload import LoadRequest
 
@@ -54,7 +54,7 @@ class _Row(NamedTuple):
 def trace_requests(
     text: str,
     shape: TraceShape,
-    vocabulary: Tokens,
+    vocabulary: AnyVocabulary,
     seed: int,
     *,
     name: str = "--dataset-path",

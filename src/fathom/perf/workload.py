@@ -80,6 +80,24 @@ def arrive(requests: Sequence[LoadRequest], times_s: Sequence[float]) -> tuple[L
     )
 
 
+def take_turns(
+    requests: Sequence[LoadRequest], num_users: int, think_s: float
+) -> tuple[LoadRequest, ...]:
+    """The requests of a closed loop: each of `num_users` sends every `num_users`-th of them, the
+    first at once and each other `think_s` after the answer before.
+
+    Raises: ConfigError where a request is a follow-up already.
+    """
+    if any(one.after is not None for one in requests):
+        raise ConfigError("--think-time", found="turns of conversations", wanted="other requests")
+    return tuple(
+        replace(one, at_s=0.0)
+        if index < num_users
+        else replace(one, at_s=think_s, after=index - num_users)
+        for index, one in enumerate(requests)
+    )
+
+
 def gamma_arrivals(
     count: int, rate_per_s: float, rng: Random, *, burstiness: float = 1.0
 ) -> list[float]:
