@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from html.parser import HTMLParser
+from itertools import pairwise
 from random import Random
 from xml.etree import ElementTree
 
@@ -85,7 +86,7 @@ def test_the_trace_has_every_step_and_every_request(found: Simulation) -> None:
     steps = [one for one in events if one["ph"] == "X"]
     assert len(steps) == len(line)
     assert sum(one["args"]["tokens"] for one in steps) == sum(line.num_tokens)
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         assert before["ts"] + before["dur"] <= after["ts"] + 0.01  # microseconds, rounded
     begins = [one for one in events if one["ph"] == "b"]
     ends = [one for one in events if one["ph"] == "e"]
