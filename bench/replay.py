@@ -12,6 +12,7 @@ means and 99th percentiles are from the engine's. Run it on an idle machine.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -240,6 +241,7 @@ def replay(core: EngineCore, load: Workload, vocab_size: int, name: str) -> Repo
             times_s[event.id].append(clock() - began_s)
     if core.error:
         raise SystemExit(core.error)
+    print(f"{name}: {len(requests)} requests in {clock() - began_s:.1f} s", file=sys.stderr)
     records = tuple(
         RequestRecord(
             index=index,
