@@ -27,7 +27,8 @@ from statistics import fmean
 from fathom.core.executor import Capacity
 from fathom.core.scheduler import SchedulerConfig
 from fathom.perf.plan_shape import LinearTime
-from fathom.perf.simulate import Deployment, Simulation, simulate
+from fathom.perf.simulate import simulate
+from fathom.perf.simulation import Deployment, Simulation
 from fathom.perf.virtual import Runs
 from fathom.perf.workload import LoadRequest, Workload, gamma_arrivals
 

@@ -36,7 +36,8 @@ from fathom.perf.plan_shape import plan_shape
 from fathom.perf.report import Report, RequestRecord, Statistics
 from fathom.perf.resolve import resolve
 from fathom.perf.shape import StepShape
-from fathom.perf.simulate import Deployment, simulate
+from fathom.perf.simulate import simulate
+from fathom.perf.simulation import Deployment
 from fathom.perf.virtual import Runs, VirtualVocabulary
 from fathom.perf.workload import LoadRequest, Workload, arrive, gamma_arrivals
 from fathom.runtime.build import build_worker, capacity_of, local_executor, start_threads

@@ -27,7 +27,8 @@ from fathom.perf import datasets
 from fathom.perf.datasets import PrefixShape, RandomShape, TurnShape
 from fathom.perf.plan_shape import LinearTime
 from fathom.perf.shape import StepTime
-from fathom.perf.simulate import Deployment, simulate
+from fathom.perf.simulate import simulate
+from fathom.perf.simulation import Deployment
 from fathom.perf.virtual import VirtualVocabulary
 from fathom.perf.workload import LoadRequest, Workload, arrive, gamma_arrivals
 

@@ -20,7 +20,8 @@ from fathom.core.executor import Capacity
 from fathom.core.scheduler import SchedulerConfig
 from fathom.perf.datasets import RandomShape, random_requests
 from fathom.perf.plan_shape import LinearTime
-from fathom.perf.simulate import Deployment, simulate
+from fathom.perf.simulate import simulate
+from fathom.perf.simulation import Deployment
 from fathom.perf.virtual import VirtualVocabulary
 from fathom.perf.workload import Workload, arrive, gamma_arrivals
 

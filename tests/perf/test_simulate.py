@@ -19,8 +19,9 @@ from fathom.perf import datasets
 from fathom.perf.datasets import PrefixShape, RandomShape, TurnShape
 from fathom.perf.plan_shape import LinearTime
 from fathom.perf.shape import StepShape
-from fathom.perf.simulate import Deployment, Simulation, simulate
+from fathom.perf.simulate import simulate
 from fathom.perf.simulated import SimulatedExecutor, VirtualClock
+from fathom.perf.simulation import Deployment, Simulation
 from fathom.perf.virtual import Runs, VirtualVocabulary
 from fathom.perf.workload import LoadRequest, Workload, arrive, gamma_arrivals
 

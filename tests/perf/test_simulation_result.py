@@ -19,7 +19,8 @@ from fathom.perf.chrome_trace import chrome_trace
 from fathom.perf.datasets import PrefixShape, prefix_requests
 from fathom.perf.plan_shape import LinearTime
 from fathom.perf.result import Wanted, table
-from fathom.perf.simulate import Deployment, Simulation, simulate
+from fathom.perf.simulate import simulate
+from fathom.perf.simulation import Deployment, Simulation
 from fathom.perf.simulation_page import page
 from fathom.perf.simulation_result import SCHEMA, told
 from fathom.perf.svg import Series, chart

@@ -22,7 +22,8 @@ from fathom.config import EngineConfig
 from fathom.errors import ConfigError
 from fathom.perf.chrome_trace import chrome_trace
 from fathom.perf.result import Wanted, table
-from fathom.perf.simulate import Simulation, simulate
+from fathom.perf.simulate import simulate
+from fathom.perf.simulation import Simulation
 from fathom.perf.simulation_page import page
 from fathom.perf.simulation_result import told
 from fathom.perf.virtual import VirtualVocabulary

@@ -17,7 +17,7 @@ from fathom.perf.fit import Budget, Fitter
 from fathom.perf.memory import RESERVE_BYTES
 from fathom.perf.parts import Formats
 from fathom.perf.shape import StepTime
-from fathom.perf.simulate import Deployment, Routing
+from fathom.perf.simulation import Deployment, Routing
 from fathom.perf.working import WorkingSet
 from fathom.spec.catalogue import parse_cluster
 from fathom.spec.dense import DenseSpec

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from fathom.perf.simulate import Simulation
+from fathom.perf.simulation import Simulation
 
 _DEVICES, _REQUESTS = 1, 2
 

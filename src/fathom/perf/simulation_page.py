@@ -8,7 +8,7 @@ from typing import Any
 
 from fathom.perf.report import percentile
 from fathom.perf.result import ENGINE_ROWS, TITLES, Wanted, word
-from fathom.perf.simulate import Simulation
+from fathom.perf.simulation import Simulation
 from fathom.perf.svg import Series, chart
 
 _STYLE = """

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fathom.perf.result import Wanted, result
-from fathom.perf.simulate import Simulation, Timeline
+from fathom.perf.simulation import Simulation, Timeline
 
 SCHEMA = "fathom.simulate/1"
 """Changes when a key loses its meaning."""
