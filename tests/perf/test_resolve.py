@@ -256,7 +256,9 @@ def test_bytes_stay_within_the_budget(
     assert total_bytes(plan.ledger) <= limit
     assert plan.kv_tokens >= plan.max_model_len
     assert plan.max_model_len == length or length is None
-    assert _pool_bytes(plan) == plan.num_pages * page_bytes(SMALL, plan.kv_dtype, 64, drafts)
+    assert _pool_bytes(plan) == plan.kv_tokens * kv_bytes_per_token(
+        SMALL, plan.kv_dtype, Layout(), drafts
+    )
 
 
 @given(mib=sizes, more=st.integers(0, 2000), length=lengths)
@@ -324,7 +326,7 @@ def test_every_fix_that_an_error_offers_works(
     machine = host(mib) if is_host else gpus(mib / 1024 + 0.8, free=0.97, count=4)
     asked: dict[str, Any] = {"max_model_len": length}
     if pool_pages is not None:
-        asked["kv_cache_memory_bytes"] = pool_pages * page_bytes(SMALL, BFLOAT16, 64, 0) + 1
+        asked["kv_cache_memory_bytes"] = pool_pages * 64 * kv_bytes_per_token(SMALL, BFLOAT16, Layout()) + 1
     try:
         plan_for(machine, **asked)
     except CapacityError as error:

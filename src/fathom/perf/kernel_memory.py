@@ -182,9 +182,12 @@ class KernelStep:
         return 0 if self.spec.moe is None else self.spec.moe.experts_per_token * (_INT + _FLOAT)
 
     def _logits(self) -> int:
-        """Hidden states, the rows that are sampled, their scores; a copy for log-probabilities."""
-        row = self.spec.hidden_size * _BF16 + _INT + 2 * self.spec.vocab_size * _FLOAT
-        return self.tokens * self.spec.hidden_size * _BF16 + self._rows * row
+        """Hidden states, the rows that are sampled, their scores and a copy of them for
+        log-probabilities; or the scores of a part of a prompt."""
+        hidden, scores = self.spec.hidden_size * _BF16, self.spec.vocab_size * _FLOAT
+        sampled = min(self.tokens, self.sequences * (1 + self.num_drafts))
+        prompt = min(self.tokens, _PROMPT_ROWS) * scores
+        return self.tokens * hidden + max(prompt, sampled * (hidden + _INT + 2 * scores))
 
     def _recorded(self, size: int, width: int) -> int:
         spec, (inputs, own) = self.spec, self._widths()

@@ -168,9 +168,16 @@ class Worker:
         scored = state.token_ids[first:end]
         for begin in range(0, len(scored), _LOGPROB_ROWS):
             ids = scored[begin : begin + _LOGPROB_ROWS]
-            logits = self._model.logits(states[begin : begin + len(ids)])
-            if self._comm.rank == 0:
-                yield from raw_logprobs(self._ops, logits, ids, [num_top] * len(ids))
+            yield from self._score_rows(states[begin : begin + len(ids)], ids, num_top)
+
+    def _score_rows(
+        self, states: torch.Tensor, ids: Sequence[int], num_top: int
+    ) -> tuple[TokenLogprobs, ...]:
+        """A function of its own, so that no logits are alive while the next ones are made."""
+        logits = self._model.logits(states)
+        if self._comm.rank != 0:
+            return ()
+        return raw_logprobs(self._ops, logits, ids, [num_top] * len(ids))
 
     def _keep_hidden(self, segments: Sequence[Segment], hidden: torch.Tensor) -> None:
         """Keep the last hidden state of unfinished prompts: the next token is still to come."""
