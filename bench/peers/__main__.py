@@ -1,6 +1,6 @@
 """Prepares the peers, measures them and fathom in turns, writes results and the table.
 
-python -m bench.peers [--repeats 5] [--only fathom,llama.cpp] [--skip-http] [--report-only]
+python -m bench.peers [--repeats 5] [--only fathom,llama.cpp] [--skip-http] [--resume]
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--torch-index", help="package index of PyTorch's CPU build")
     parser.add_argument("--skip-http", action="store_true", help="offline cases only")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--skip-check", action="store_true", help="do not compare outputs")
     parser.add_argument(
         "--quiet-wait", type=float, default=30.0, help="seconds to wait for an idle machine"
@@ -76,42 +79,69 @@ def main() -> None:
 def measure_all(cache: Cache, args: argparse.Namespace) -> None:
     """Compare outputs, then measure round by round, offline and over HTTP."""
     config = json.loads((cache.checkpoint / "config.json").read_text(encoding="utf-8"))
-    roofline = Roofline(cache.path, args.threads)
-    run = measure.Run(cache, args.threads, config["vocab_size"], roofline, args.quiet_wait)
-    peers = chosen_peers(cache, args)
-    for peer in peers:
-        facts: dict[str, Any] = {"engine": peer.engine, "format": peer.number_format}
-        lacking = [cache.errors[step] for step in peer.needs if step in cache.errors]
-        run.results.peers[peer.name] = facts | ({"error": lacking[0]} if lacking else {})
-    head = {
+    head: dict[str, Any] = {
         "benchmark": "peers",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": machine(),
         "config": {"repeats": args.repeats, "threads": args.threads, "model": config},
     }
-    usable = [one for one in peers if "error" not in run.results.peers[one.name]]
+    roofline = Roofline(cache.path, args.threads)
+    run = measure.Run(cache, args.threads, config["vocab_size"], roofline, args.quiet_wait)
+    peers = chosen_peers(cache, args)
+    if args.resume:
+        run.results = _resumed(args.output, head)
+    for peer in peers:
+        facts: dict[str, Any] = {"engine": peer.engine, "format": peer.number_format}
+        lacking = [cache.errors[step] for step in peer.needs if step in cache.errors]
+        facts |= {"error": lacking[0]} if lacking else {}
+        run.results.peers.setdefault(peer.name, facts)
     try:
-        run.limits()
-        if not args.skip_check:
-            print("comparing outputs", flush=True)
-            measure.check_outputs(run, usable)
-        for number in range(args.repeats):
-            measure.offline_round(run, peers, number)
-            _write(args.output, head, run)
-        if not args.skip_http:
-            for number in range(args.repeats):
-                # Made anew: the offline rounds found settings for some.
-                measure.http_round(run, chosen_peers(cache, args), number)
+        for name, take in _rounds(run, cache, args):
+            if name not in run.results.done:
+                print(name, flush=True)
+                take()
+                run.results.done.append(name)
                 _write(args.output, head, run)
     finally:
         run.close()
     _write(args.output, head, run)
 
 
+def _rounds(
+    run: measure.Run, cache: Cache, args: argparse.Namespace
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Everything to do, by name and in order. Peers of one format take turns."""
+    peers = chosen_peers(cache, args)
+    yield "limits of the machine", run.limits
+    if not args.skip_check:
+        usable = [one for one in peers if "error" not in run.results.peers[one.name]]
+        yield "outputs", partial(measure.check_outputs, run, usable)
+    takes = {"offline": measure.offline_round, "HTTP": measure.http_round}
+    if args.skip_http:
+        del takes["HTTP"]
+    for kind, take in takes.items():
+        for number_format in dict.fromkeys(one.number_format for one in peers):
+            for number in range(args.repeats):
+                # Made anew: the offline rounds find settings for some servers.
+                turn = [
+                    one for one in chosen_peers(cache, args) if one.number_format == number_format
+                ]
+                yield f"{kind} {number_format} {number}", partial(take, run, turn, number)
+
+
+def _resumed(output: Path, head: dict[str, Any]) -> measure.Results:
+    """What a stopped run found. `head` gets its beginning. Raises: PeerError for another run's."""
+    report = json.loads(output.read_text(encoding="utf-8"))
+    for name in ("commit", "machine", "config"):
+        if report[name] != head[name]:
+            raise PeerError(f"{output}: {name} is not this run's; measure anew, without --resume")
+    head["started"] = report["started"]
+    return measure.Results(**{one.name: report[one.name] for one in fields(measure.Results)})
+
+
 def _write(output: Path, head: dict[str, Any], run: measure.Run) -> None:
-    found = run.results
-    report = {**head, **asdict(found)}
+    report = {**head, **asdict(run.results)}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

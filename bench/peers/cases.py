@@ -29,9 +29,9 @@ class Case:
 OFFLINE = (
     Case("prefill 512", "prefill", 1, 512, 1),
     Case("prefill 2048", "prefill", 1, 2048, 1),
-    Case("decode batch 1", "decode", 1, 128, 128),
-    Case("decode batch 8", "decode", 8, 128, 128),
-    Case("decode batch 32", "decode", 32, 128, 128),
+    Case("decode batch 1", "decode", 1, 128, 64),
+    Case("decode batch 8", "decode", 8, 128, 64),
+    Case("decode batch 32", "decode", 32, 128, 64),
 )
 
 # HTTP measurements: what they give, in the table's order. Units: tokens/s, then seconds, bytes.

@@ -1,6 +1,7 @@
-"""The run: peers take turns, round by round, and the machine's limits are measured beside each.
+"""The run: peers of a format take turns, round by round, beside the machine's limits.
 
-Drivers stay loaded while memory allows; the one that was idle longest goes first.
+Drivers stay loaded while memory allows. The one used last goes first: in turns that repeat, it is
+the one whose next turn is furthest.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ _SPARE_BYTES = 2 << 30
 @dataclass(slots=True)
 class Results:
     """What was found so far: samples, limits of the machine, facts and errors of the peers; why
-    outputs could not be compared, empty where they were."""
+    outputs could not be compared, empty where they were; the rounds that were seen to their end."""
 
     samples: list[dict[str, Any]] = field(default_factory=list)
     rooflines: list[dict[str, Any]] = field(default_factory=list)
     peers: dict[str, dict[str, Any]] = field(default_factory=dict)
     reference_error: str = ""
+    done: list[str] = field(default_factory=list)
 
     def record(self, peer: str, round_number: int, case: str, sample: dict[str, Any]) -> None:
         """Keep a sample with the limits that were measured last, and tell of it."""
@@ -77,7 +79,7 @@ class Run:
             self._loaded[peer.name] = self._loaded.pop(peer.name)
             return self._loaded[peer.name]
         while self._loaded and available_bytes() < peer.memory_bytes + _SPARE_BYTES:
-            self.unload(next(iter(self._loaded)))
+            self.unload(next(reversed(self._loaded)))
         made = Driver(
             peer.driver,
             self.cache.log(f"driver-{peer.name.replace(' ', '-')}"),
@@ -151,11 +153,11 @@ def offline_round(run: Run, peers: Sequence[Peer], number: int) -> None:
     for peer in peers:
         if "error" in run.results.peers[peer.name]:
             continue
+        run.wait_until_quiet()
         run.limits()
         for case in cases.OFFLINE:
             if run.results.failed(peer.name, case.name):
                 continue
-            run.wait_until_quiet()
             record = partial(run.results.record, peer.name, number, case.name)
             wire = cases.case_to_wire(case, number, run.vocab_size)
             try:

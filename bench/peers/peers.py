@@ -56,7 +56,7 @@ def _transformers(cache: Cache, threads: int) -> Peer:
         number_format="bf16",
         needs=("hf", "hf-packages"),
         driver=(*command, "--threads", str(threads)),
-        memory_bytes=5 * _GIB,
+        memory_bytes=4 * _GIB,
         environment={"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
     )
 
@@ -86,7 +86,7 @@ def _vllm(cache: Cache, threads: int, *, is_eager: bool) -> Peer:
         number_format="bf16",
         needs=("vllm",),
         driver=(*driver, "--eager") if is_eager else driver,
-        memory_bytes=8 * _GIB,
+        memory_bytes=6 * _GIB,
         server=(*server, *flags, "--port"),
         environment={"PYTHONPATH": str(ROOT), **environment},
         mode=mode,
@@ -140,7 +140,7 @@ def _fathom(cache: Cache, threads: int, number_format: str) -> Peer:
         number_format=number_format,
         needs=(),
         driver=(*driver, *flags),
-        memory_bytes=6 * _GIB,
+        memory_bytes=4 * _GIB,
         server=(*server, "--port"),
         environment={"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"},
     )

@@ -46,7 +46,7 @@ class InstalledGpu:
 
 
 def installed_gpus(library: str = LIBRARY) -> tuple[InstalledGpu, ...]:
-    """The NVIDIA GPUs of this machine, in the driver's order.
+    """All NVIDIA GPUs of this machine, in the driver's order, whatever CUDA may be told to see.
 
     Raises: UnavailableError where there is no driver, or it does not answer; says why.
     """

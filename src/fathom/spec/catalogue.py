@@ -192,7 +192,7 @@ def _unknown(kind: str, name: str, rows: Iterable[_R]) -> _R:
 
 def _spelled(text: str) -> str:
     """A name without makers, units, spaces and marks; `SXM5` is `sxm`."""
-    return re.sub(r"sxm\d", "sxm", _NOISE.sub("", text.lower()))
+    return _NOISE.sub("", re.sub(r"\bsxm\d\b", "sxm", text.lower()))
 
 
 @cache

@@ -9,6 +9,7 @@ import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import cache
 from importlib import resources
 from math import isfinite
 from typing import Any, get_args, get_type_hints
@@ -27,7 +28,6 @@ _UNITS = {
 }
 _MAY_BE_ZERO = ("sm", "nvlink_bytes_s")
 ROW_TYPES: dict[str, type[Any]] = {"gpu": Gpu, "cpu": Cpu, "link": Link}
-_HINTS = {kind: get_type_hints(row) for kind, row in ROW_TYPES.items()}
 
 
 def read_table(kind: str) -> tuple[Any, ...]:
@@ -69,7 +69,7 @@ def merged(
 def _row(kind: str, columns: Mapping[str, object], base: dict[str, Any], where: str) -> Any:
     """One row: `columns` as they are written over the fields of `base`."""
     cls = ROW_TYPES[kind]
-    hints = _HINTS[kind]
+    hints = _hints(kind)
     fields_of = {_column(name): name for name in hints}
     refuse_unknown(columns, fields_of, where)
     values = {name: value for name, value in base.items() if name in hints}
@@ -84,6 +84,11 @@ def _row(kind: str, columns: Mapping[str, object], base: dict[str, Any], where: 
             wanted="every column of a new row, or `like` with the id of a similar one",
         )
     return cls(**values)
+
+
+@cache
+def _hints(kind: str) -> dict[str, Any]:
+    return get_type_hints(ROW_TYPES[kind])
 
 
 def _column(name: str) -> str:

@@ -38,11 +38,6 @@ def parameters(model: Model) -> tuple[ParamSpec, ...]:
     return deepseek_params.parameter_table(model)
 
 
-def kv_values(model: Model) -> int:
-    """Values that the cache keeps for a token and layer on one rank that holds them all."""
-    return model.gqa.kv_dim if isinstance(model, DenseSpec) else model.mla.latent_dim
-
-
 def tensor_parallel_sizes(model: Model, most: int = 64) -> tuple[int, ...]:
     """The tensor-parallel sizes up to `most` that cut every sharded tensor evenly."""
     if isinstance(model, ModelSpec):

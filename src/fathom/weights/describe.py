@@ -7,15 +7,17 @@ compared with what the config says, so that a plan does not count another model'
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 from fathom.errors import CheckpointError
 from fathom.spec.families import Model, parameters, parse_model
 from fathom.spec.known import KnownModel, count_parameters, find_model
 from fathom.spec.model import ModelSpec
+from fathom.spec.params import ParamSpec
 from fathom.weights.index import INDEX_NAME, read_json
 
-# Stored beside the parameters by some tools: orders of groups, inverse frequencies, biases.
+# Stored beside the parameters by some tools: orders of groups, inverse frequencies.
 _TOLERANCE = 0.01
 
 
@@ -53,7 +55,7 @@ def _checked(spec: Model, path: Path) -> Model:
         stored = [n for n in range(first, last) if f"model.layers.{n}.eh_proj.weight" in names]
         spec = replace(spec, num_mtp_layers=len(stored))
     rows = [row for row in parameters(spec) if row.copy_of is None or row.name in names]
-    wanted = sum(row.format.num_bytes(row.shape) for row in rows)
+    wanted = sum(map(_stored_bytes, rows))
     if isinstance(total, int | float) and abs(total - wanted) > _TOLERANCE * wanted:
         raise CheckpointError(
             f"{INDEX_NAME}: metadata: total_size",
@@ -62,3 +64,11 @@ def _checked(spec: Model, path: Path) -> Model:
             fix="the config.json and the index of one checkpoint",
         )
     return spec
+
+
+def _stored_bytes(row: ParamSpec) -> int:
+    """Bytes of the tensors that stand for a parameter; packed zero points are half those held."""
+    if row.packing is None:
+        return row.format.num_bytes(row.shape)
+    parts = (part for part in row.parts if not part.is_optional)
+    return sum(prod(part.shape) * (4 if "I32" in part.dtypes else 2) for part in parts)
