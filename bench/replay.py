@@ -306,20 +306,22 @@ def build(config: EngineConfig) -> tuple[DeploymentPlan, Callable[[Steps], Timed
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One model: calibrate, replay, simulate, compare."""
-    config = EngineConfig(model=args.model, max_num_seqs=args.sequences, ops_backend=args.backend)
+    config = EngineConfig(
+        model=args.model, max_num_seqs=args.sequences, quantization=args.quantization
+    )
     plan, make = build(config)
     lens, vocab = (args.input_len, args.output_len), plan.model.vocab_size
     steps = Steps()
     executor = make(steps)
     core = EngineCore(executor, scheduler_config(plan))
-    warm = make_load(20, args.rate * 4, 1, lens)
+    warm = make_load(8, args.rate, 1, lens)
     replay(core, warm, vocab, "warm")
     rate = args.rate
     for column in (steps.shapes, steps.begin_s, steps.end_s, steps.submitted_s, steps.woken_s):
         column.clear()
     # Slower and faster than the load that counts, so that its steps lie between those measured.
     for index, factor in enumerate((0.7, 1.3)):
-        calibrating = make_load(args.requests // 2, rate * factor, 2 + index, lens)
+        calibrating = make_load(args.calibrate, rate * factor, 2 + index, lens)
         replay(core, calibrating, vocab, f"calibrate-{index}")
     cost = fit(steps)
     executor.close()
@@ -335,7 +337,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "model": "embedded" if args.model is None else Path(args.model).name,
         "backend": plan.ops_backend,
         "settings": {
-            "requests": args.requests, "rate_per_s": rate, "input_len": lens[0],
+            "quantization": args.quantization, "requests": args.requests, "rate_per_s": rate, "input_len": lens[0],
             "output_len": lens[1], "max_sequences": plan.max_sequences, "threads": plan.threads,
         },
         "cost": {
@@ -359,8 +361,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Replay, print the comparison and add it to the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", help="directory of a checkpoint; the embedded one if not given")
-    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--quantization")
     parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--calibrate", type=int, default=150, help="requests of each of two loads")
     parser.add_argument("--rate", type=float, default=10.0)
     parser.add_argument("--input-len", type=int, default=100)
     parser.add_argument("--output-len", type=int, default=24)

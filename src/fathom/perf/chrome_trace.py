@@ -37,7 +37,7 @@ def _events(found: Simulation) -> Iterator[dict[str, Any]]:
         whole = (f"request {record.index}", record.sent_s, record.end_s)
         for name, begin_s, end_s in (whole, *spans):
             span = {"pid": _REQUESTS, "tid": 0, "cat": "request", "id": record.index, "name": name}
-            more = {}
+            more: dict[str, int | str] = {}
             if name == whole[0]:
                 more = {"prompt": record.prompt_tokens, "output": record.output_tokens}
                 if record.error_kind:
@@ -64,10 +64,12 @@ def _steps(found: Simulation) -> Iterator[dict[str, Any]]:
                 "sequences": line.num_sequences[index],
             },
         }
-        for name, values in (
+        kv_percent = round(100 * line.kv_usage[index], 2)
+        counters: tuple[tuple[str, dict[str, float]], ...] = (
             ("sequences", {"running": line.running[index], "waiting": line.waiting[index]}),
-            ("KV use (%)", {"used": round(100 * line.kv_usage[index], 2)}),
-        ):
+            ("KV use (%)", {"used": kv_percent}),
+        )
+        for name, values in counters:
             yield {"ph": "C", "pid": _DEVICES, "name": name, "ts": _us(begin_s), "args": values}
 
 
