@@ -337,8 +337,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "model": "embedded" if args.model is None else Path(args.model).name,
         "backend": plan.ops_backend,
         "settings": {
-            "quantization": args.quantization, "requests": args.requests, "rate_per_s": rate, "input_len": lens[0],
-            "output_len": lens[1], "max_sequences": plan.max_sequences, "threads": plan.threads,
+            "quantization": args.quantization, "requests": args.requests, "rate_per_s": rate,
+            "input_len": lens[0], "output_len": lens[1],
+            "max_sequences": plan.max_sequences, "threads": plan.threads,
         },
         "cost": {
             "device": cost.device, "host": cost.host,

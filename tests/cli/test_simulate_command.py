@@ -4,6 +4,8 @@ be refused by name."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,12 @@ def test_what_is_wrong_is_named(
     assert words in captured.err
     assert "Traceback" not in captured.err
     assert not captured.out
+
+
+def test_it_loads_no_torch() -> None:
+    code = (
+        "import sys; from fathom.cli import main\n"
+        f"main({[*H20, *SMALL, '--json']!r})\n"
+        "assert not {'torch', 'numpy', 'tokenizers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdout=subprocess.DEVNULL)
