@@ -118,7 +118,7 @@ def time_case(
         yield {**found, "steal": round(stolen / total, 4) if total else 0.0}
 
 
-_FLOAT32_OPS = ("mask_logits", "sample", "token_logprobs", "verify")
+_FLOAT32_OPS = ("mask_logits", "largest", "sample", "token_logprobs", "verify")
 
 
 def result(

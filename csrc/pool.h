@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <type_traits>
+#include <vector>
 
 namespace fathom {
 
@@ -27,14 +29,22 @@ void parallel(int64_t items, Body&& body) {
 }
 
 // As above, but threads take `items` by runs that follow each other: neighbours in memory are then
-// read in one go. There are at least a dozen runs for each thread, so that all end at about the
-// same time.
+// read in one go. There are at least a dozen runs for each thread, and the last ones are shorter and
+// shorter, so that all end at about the same time.
 template <class Body>
 void parallel_runs(int64_t items, Body&& body) {
-  const int64_t size = std::max<int64_t>(1, items / (12 * pool_size()));
-  parallel((items + size - 1) / size, [&](int64_t run, int thread) {
-    const int64_t end = std::min(items, (run + 1) * size);
-    for (int64_t item = run * size; item < end; ++item) body(item, thread);
+  static thread_local std::vector<int64_t> starts;
+  starts.clear();
+  const int64_t threads = pool_size(), longest = items / (12 * threads);
+  for (int64_t next = 0; next < items;) {
+    starts.push_back(next);
+    next += std::max<int64_t>(1, std::min(longest, (items - next) / (3 * threads)));
+  }
+  const int64_t* start = starts.data();
+  const int64_t runs = int64_t(starts.size());
+  parallel(runs, [&, start, runs](int64_t run, int thread) {
+    const int64_t end = run + 1 < runs ? start[run + 1] : items;
+    for (int64_t item = start[run]; item < end; ++item) body(item, thread);
   });
 }
 

@@ -328,6 +328,10 @@ class Float64Oracle:
                 return order[place]
         return order[len(kept) - 1]
 
+    def largest(self, logits: torch.Tensor) -> torch.Tensor:
+        """See `Backend.largest`."""
+        return logits.double().max(dim=-1).values
+
     def token_logprobs(self, logits: torch.Tensor, tokens: torch.Tensor, *, top: int) -> Logprobs:
         found = [
             self._logprobs_row(row, token, top)

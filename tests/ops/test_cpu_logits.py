@@ -20,7 +20,7 @@ from fathom.ops.sampling import SamplingRows
 from tests.ops.op_conformance import check
 
 CPU = torch.device("cpu")
-LOGIT_OPS = ("mask_logits", "sample", "token_logprobs", "verify")
+LOGIT_OPS = ("mask_logits", "largest", "sample", "token_logprobs", "verify")
 BFLOAT16_OPS = ("rope", "silu_mul")
 
 ISAS = [

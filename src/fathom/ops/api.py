@@ -245,6 +245,10 @@ class Backend(Protocol):
         """
         ...
 
+    def largest(self, logits: torch.Tensor) -> torch.Tensor:
+        """The largest logit of each row of [R, V] float32: [R] float32; NaN where it holds one."""
+        ...
+
     def sample(self, logits: torch.Tensor, sampling: SamplingRows) -> torch.Tensor:
         """One token a row of logits [R, V] float32: [R] int64.
 

@@ -365,6 +365,10 @@ def _sample(draw: Draw, case: Case) -> Inputs:
     return {"logits": logits, "sampling": sampling}
 
 
+def _largest(draw: Draw, case: Case) -> Inputs:
+    return {"logits": _logits(draw, case)}
+
+
 def _token_logprobs(draw: Draw, case: Case) -> Inputs:
     tokens = draw.integers(case.sizes["V"], case.sizes["R"])
     return {"logits": _logits(draw, case), "tokens": tokens, "top": case.sizes["top"]}
@@ -392,6 +396,7 @@ _MAKERS: Mapping[OpName, Callable[[Draw, Case], Inputs]] = {
     "route": _route,
     "experts": _experts,
     "mask_logits": _mask_logits,
+    "largest": _largest,
     "sample": _sample,
     "token_logprobs": _token_logprobs,
     "verify": _verify,

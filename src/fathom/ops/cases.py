@@ -26,6 +26,7 @@ OpName = Literal[
     "route",
     "experts",
     "mask_logits",
+    "largest",
     "sample",
     "token_logprobs",
     "verify",
@@ -243,6 +244,7 @@ def _logit_cases() -> Iterator[Case]:
     for name, rows, vocab in (("small", 12, 37), ("v3", 3, 129_280)):
         sizes = {"R": rows, "V": vocab}
         yield Case("mask_logits", name, sizes)
+        yield Case("largest", name, sizes)
         yield Case("sample", name, sizes)
         yield Case("sample", f"{name}_ties", sizes, options={"ties": True})
         yield Case("token_logprobs", name, {**sizes, "top": 5}, options={"ties": True})

@@ -220,6 +220,7 @@ _COSTS: Mapping[OpName, Callable[[Case], Cost]] = {
     "mla_attend": _mla_attend,
     "route": _route,
     "mask_logits": _mask_logits,
+    "largest": _logits,
     "sample": _logits,
     "token_logprobs": _logits,
     "verify": _verify,

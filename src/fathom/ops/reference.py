@@ -210,6 +210,10 @@ class ReferenceBackend:
         """See `Backend.mask_logits`."""
         reference_sampling.mask_logits(logits, edits)
 
+    def largest(self, logits: torch.Tensor) -> torch.Tensor:
+        """See `Backend.largest`."""
+        return logits.amax(dim=-1)
+
     def sample(self, logits: torch.Tensor, sampling: SamplingRows) -> torch.Tensor:
         """See `Backend.sample`."""
         return reference_sampling.sample(logits, sampling)

@@ -109,6 +109,7 @@ _PLAIN: tuple[OpName, ...] = (
     "route",
     "experts",
     "mask_logits",
+    "largest",
     "sample",
     "token_logprobs",
     "verify",

@@ -163,6 +163,7 @@ def _row_cases(model: str, shape: RankShape) -> Iterator[Case]:
 def _logit_cases(model: str, shape: RankShape) -> Iterator[Case]:
     for rows in ROWS[:-1]:
         sizes = {"R": rows, "V": shape.full_vocab}
+        yield Case("largest", f"{model}_r{rows}", sizes)
         yield Case("sample", f"{model}_r{rows}", sizes)
         yield Case("sample", f"{model}_greedy_r{rows}", sizes, options={"greedy": True})
         yield Case("token_logprobs", f"{model}_r{rows}", {**sizes, "top": 5})

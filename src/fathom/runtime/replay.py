@@ -18,7 +18,7 @@ from fathom.ops.api import Angles
 from fathom.ops.backends.cpu.backend import CpuBackend
 from fathom.ops.batch import PagedBatch
 
-MAX_SEQUENCES = 16  # the host's share of larger steps is small
+MAX_SEQUENCES = 64  # the host's share of larger steps is small
 MAX_RECORDINGS = 8
 
 

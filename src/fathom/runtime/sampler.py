@@ -60,7 +60,7 @@ def sample_tokens(ops: Backend, logits: torch.Tensor, rows: Sequence[SampleRow])
     edits = _edits(rows, logits.shape[1], logits.device)
     if edits is not None:
         ops.mask_logits(logits, edits)
-    found = [best for best in logits.amax(dim=-1).tolist() if not isfinite(best)]
+    found = [best for best in ops.largest(logits).tolist() if not isfinite(best)]
     if found:
         raise EngineError(
             "logits without a token to choose",

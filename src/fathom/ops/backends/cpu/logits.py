@@ -32,7 +32,7 @@ class CpuLogits:
             _penalize(place, edits.penalties)
 
     def largest(self, logits: torch.Tensor) -> torch.Tensor:
-        """The largest logit of each row [R] float32; NaN where the row holds one."""
+        """See `Backend.largest`."""
         out = torch.empty(logits.shape[0], dtype=_FLOAT)
         library.check(library.load().fathom_largest(*_place(logits), out.data_ptr()))
         return out
