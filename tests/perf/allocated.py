@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import count
 from pathlib import Path
@@ -100,10 +101,27 @@ class Held:
     recorded: int = 0
 
 
-def load(plan: DeploymentPlan) -> RankModel:
-    """The plan's only rank, by the engine's own loader."""
+def load(plan: DeploymentPlan, rank: int = 0) -> RankModel:
+    """A rank of the plan, by the engine's own loader."""
     start_threads(plan, plan.threads)
-    return load_rank(plan, Shard(), SingleRank(), torch.device("cpu"))
+    comm = SingleRank() if plan.layout.tp == 1 else Alone(rank, plan.layout.tp)
+    return load_rank(plan, Shard(plan.layout, rank), comm, torch.device("cpu"))
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """A rank whose peers are not there: enough to load."""
+
+    rank: int
+    world_size: int
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Communicator`."""
+        raise NotImplementedError
+
+    def all_gather(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """See `Communicator`."""
+        raise NotImplementedError
 
 
 def held_bytes(plan: DeploymentPlan) -> Held:
@@ -155,7 +173,7 @@ class Driver:
         """Steps of one token a sequence, of every number of sequences and width of page tables."""
         plan = self._plan
         pages = -(-plan.max_model_len // plan.page_size)
-        for size in range(1, min(16, plan.max_sequences) + 1):
+        for size in range(1, plan.max_sequences + 1):
             for bits in range((pages - 1).bit_length() + 1):
                 length = min(plan.max_model_len, plan.page_size << bits)
                 self.step(size, 1, length, is_scored=False)
@@ -195,10 +213,14 @@ class Driver:
         self._worker.execute(StepPlan(next(self._steps), tuple(entries), self._live, drafts))
         self._live = tuple(entry.id for entry in entries)
 
-    def watch(self, run: Any) -> tuple[int, int]:
+    def watch(self, run: Callable[[], None]) -> tuple[int, int]:
         """Bytes that torch allocated while `run` ran: at the peak, and kept at its end."""
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            run()
+        gc.disable()  # what is freed meanwhile must be the run's own
+        try:
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+                run()
+        finally:
+            gc.enable()
         assert profiler.profiler is not None
         events = profiler.profiler.kineto_results.events()
         changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")

@@ -326,7 +326,9 @@ def test_every_fix_that_an_error_offers_works(
     machine = host(mib) if is_host else gpus(mib / 1024 + 0.8, free=0.97, count=4)
     asked: dict[str, Any] = {"max_model_len": length}
     if pool_pages is not None:
-        asked["kv_cache_memory_bytes"] = pool_pages * 64 * kv_bytes_per_token(SMALL, BFLOAT16, Layout()) + 1
+        asked["kv_cache_memory_bytes"] = (
+            pool_pages * 64 * kv_bytes_per_token(SMALL, BFLOAT16, Layout()) + 1
+        )
     try:
         plan_for(machine, **asked)
     except CapacityError as error:

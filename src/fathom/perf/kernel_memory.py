@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
-from fathom.perf.held_weights import Holding, Packed, is_held, joined_parameters
+from fathom.perf.held_weights import Holding, is_held, joined_parameters
+from fathom.perf.packed import Packed
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Layout, Shard
 
@@ -22,7 +23,7 @@ _KEY_BLOCK, _SPLIT_KEYS, _COLUMNS, _MAX_PARTIAL_FLOATS = 128, 512, 64, 2**26
 _TILE_BYTES = 2 * 64 * _STRIP * 4 + 2**17  # csrc/ops.h, TileBuffers
 _BINS, _MAXIMA_LEVELS, _MAXIMA_GROUP = 1024, 5, 128  # csrc/logits.h
 # runtime/replay.py: sequences of a recorded step, and recordings that are kept.
-_RECORDED_SEQUENCES, _RECORDINGS = 16, 8
+_RECORDED_SEQUENCES, _RECORDINGS = 64, 8
 _PROMPT_ROWS = 64  # runtime/worker.py: rows of logits while a prompt is scored
 _BF16, _FLOAT, _INT = 2, 4, 8
 
@@ -185,9 +186,10 @@ class KernelStep:
         """Hidden states, the rows that are sampled, their scores and a copy of them for
         log-probabilities; or the scores of a part of a prompt."""
         hidden, scores = self.spec.hidden_size * _BF16, self.spec.vocab_size * _FLOAT
+        found = 2 * _INT + _FLOAT  # token, log-probability and rank
         sampled = min(self.tokens, self.sequences * (1 + self.num_drafts))
-        prompt = min(self.tokens, _PROMPT_ROWS) * scores
-        return self.tokens * hidden + max(prompt, sampled * (hidden + _INT + 2 * scores))
+        prompt = min(self.tokens, _PROMPT_ROWS) * (scores + found)
+        return self.tokens * hidden + max(prompt, sampled * (hidden + 2 * scores + found))
 
     def _recorded(self, size: int, width: int) -> int:
         spec, (inputs, own) = self.spec, self._widths()

@@ -77,7 +77,7 @@ class WorkingSet:
                 MemoryLine(
                     "recorded steps",
                     kernels.recorded_bytes(),
-                    "results of the 8 largest decode steps of up to 16 sequences",
+                    "results of the 8 largest recorded decode steps",
                 ),
             )
         else:
