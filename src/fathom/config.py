@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fathom.errors import ConfigError
@@ -230,6 +231,12 @@ def environment_runtime_dir() -> str | None:
     """This user's directory for sockets, None where the environment names none that is there."""
     path = os.environ.get("XDG_RUNTIME_DIR")
     return path if path and os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK) else None
+
+
+def environment_data_dir() -> Path:
+    """This user's directory for what fathom keeps: `fathom` in XDG_DATA_HOME, or in its default."""
+    named = os.environ.get("XDG_DATA_HOME")
+    return (Path(named) if named else Path.home() / ".local/share") / "fathom"
 
 
 def environment_hardware_file() -> str | None:

@@ -15,6 +15,7 @@ BENCHES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "serve": ("bench_serve:main", "a server, over HTTP: latencies and throughput under load"),
         "offline": ("bench_offline:main", "the engine in this process: throughput, or latency"),
         "throughput": ("bench_offline:throughput", "as 'offline throughput'"),
+        "calibrate": ("bench_calibrate:main", "this machine, for the cost model of plans"),
         "latency": ("bench_offline:latency", "as 'offline latency': one batch, again and again"),
     }
 )

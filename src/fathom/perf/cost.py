@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from math import hypot
 from typing import Literal, NamedTuple
 
+from fathom.errors import ConfigError
 from fathom.perf.calibration import Calibration, Law
 from fathom.perf.parts import ALL_TOKENS, Formats, Part, parts
 from fathom.perf.rates import Rates, cluster_rates
 from fathom.perf.shape import StepShape
-from fathom.spec.dense import DenseSpec
+from fathom.spec.families import Model
 from fathom.spec.hardware import Cluster
-from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Layout
 from fathom.spec.work import distinct_experts
 
@@ -84,17 +84,20 @@ class CostModel:
         self._terms = tuple(map(self._term, plain))
         self._exchanges = tuple(self._exchange(part) for part in model_parts if part.ranks)
         self._experts = tuple(
-            (part.chances, self._term(part), self._law_of(part).unit_s)
+            (part, self._term(part), self._law_of(part).unit_s)
             for part in model_parts
             if part.chances
         )
+        largest = max(model_parts, key=lambda part: part.fixed_bytes * (len(part.chances) or 1))
+        self._is_measured = calibration.has_law(largest.law, largest.form.name)
         self._distinct: dict[int, float] = {}
         self._base_s = calibration.step_s + num_layers * calibration.layer_s
 
     @property
     def confidence(self) -> Confidence:
-        """Where the constants come from."""
-        if self.calibration.machine != self.rates.machine:
+        """Where the constants come from: of this machine, if its largest matrices were measured in
+        their format too."""
+        if self.calibration.machine != self.rates.machine or not self._is_measured:
             return "roofline"
         if self.calibration.is_here:
             return "measured on this machine"
@@ -111,22 +114,19 @@ class CostModel:
         """Seconds that the devices take for a step."""
         counts = self._counts(shape)
         total_s = self._base_s
-        for (
-            count,
-            fixed_s,
-            bytes_s,
-            bytes_each_s,
-            grows,
-            operations_each_s,
-            computes,
-        ) in self._terms:
+        for runs, fixed_s, bytes_s, each_s, grows, operations_each_s, computes in self._terms:
             much = counts[grows]
             if much:
-                moving_s = bytes_s + bytes_each_s * much
-                total_s += count * (fixed_s + hypot(moving_s, operations_each_s * counts[computes]))
+                computing_s = operations_each_s * counts[computes]
+                total_s += runs * (fixed_s + hypot(bytes_s + each_s * much, computing_s))
+        for runs, fixed_s, each_s, ramp_s, ramp_each_s, grows in self._exchanges:
+            much = counts[grows]
+            if much:
+                moving_s, ramped_s = each_s * much, ramp_s + ramp_each_s * much
+                total_s += runs * (fixed_s + (moving_s if moving_s < ramped_s else ramped_s))
         tokens = counts[ALL_TOKENS]
-        for chances, term, unit_s in self._experts if tokens else ():
-            distinct = self._distinct_experts(chances, tokens)
+        for part, term, unit_s in self._experts if tokens else ():
+            distinct = self._distinct_experts(part, tokens)
             moving_s = distinct * term.bytes_s + term.bytes_each_s * tokens
             seconds = term.fixed_s + unit_s * distinct
             total_s += term.runs * (seconds + hypot(moving_s, term.operations_each_s * tokens))
@@ -169,7 +169,7 @@ class CostModel:
         units = part.units
         fixed_bytes = part.fixed_bytes
         if part.chances:
-            units = self._distinct_experts(part.chances, much)
+            units = self._distinct_experts(part, much)
             fixed_bytes *= units
         num_bytes = fixed_bytes + part.bytes_each * much
         operations = part.operations_each * counts[self._computes(part)]
@@ -222,10 +222,11 @@ class CostModel:
         everyone = shape.num_tokens
         return (tokens, everyone, sampled, decode, decode_kv, decode_pairs, prefill, kv, pairs)
 
-    def _distinct_experts(self, chances: tuple[float, ...], tokens: int) -> float:
+    def _distinct_experts(self, part: Part, tokens: int) -> float:
         found = self._distinct.get(tokens)
         if found is None:
-            found = self._distinct[tokens] = distinct_experts(chances, tokens)
+            found = distinct_experts(part.chances, tokens) / part.groups
+            self._distinct[tokens] = found
         return found
 
     def _law_of(self, part: Part) -> Law:
@@ -277,13 +278,19 @@ class CostModel:
 
 
 def cost_model(
-    model: ModelSpec | DenseSpec,
+    model: Model,
     layout: Layout,
     cluster: Cluster | Rates,
     formats: Formats,
     calibration: Calibration,
 ) -> CostModel:
-    """The model of a deployment. Devices that are no GPUs of the catalogue come as `Rates`."""
+    """The model of a deployment. Devices that are no GPUs of the catalogue come as `Rates`.
+
+    Raises: ConfigError for a layout of more ranks than the cluster has GPUs.
+    """
+    if isinstance(cluster, Cluster) and layout.world_size > cluster.num_gpus:
+        found = f"{layout.world_size} ranks on {cluster.num_gpus} GPUs"
+        raise ConfigError("layout", found=found, wanted="at most a rank a GPU")
     rates = cluster if isinstance(cluster, Rates) else cluster_rates(cluster)
-    made = parts(model, layout, formats, calibration.skew)
+    made = parts(model, layout, formats, skew=calibration.skew, node=rates.node)
     return CostModel(made, model.num_layers, layout, rates, calibration)

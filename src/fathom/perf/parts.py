@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fathom.spec.dense import DenseSpec, Gqa
+from fathom.spec.families import Model
 from fathom.spec.formats import BFLOAT16, Format, kv_cell_bytes
 from fathom.spec.model import Mla, ModelSpec, Moe
 from fathom.spec.parallel import Layout
@@ -52,16 +53,18 @@ class Part:
     units: float = 0.0
     ranks: int = 0
     chances: tuple[float, ...] = ()
+    groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Rank:
     """One rank's part of a model."""
 
-    spec: ModelSpec | DenseSpec
+    spec: Model
     layout: Layout
     formats: Formats
     skew: float
+    node: int
 
     @property
     def item(self) -> float:
@@ -116,11 +119,15 @@ class _Rank:
         """A pass over rows, of `values` read and written each."""
         return Part(name=name, law="rows", count=count, grows=grows, bytes_each=values * self.item)
 
-    def reduced(self, count: int) -> Part:
-        """A sum over a tensor-parallel group: scattered, then gathered."""
-        tp = self.layout.tp
-        row_bytes = 2 * (tp - 1) / tp * self.spec.hidden_size * self.item
-        return self.collective("all-reduce", count, tp, row_bytes)
+    def reduced(self, count: int) -> Iterator[Part]:
+        """A sum over a tensor-parallel group: scattered, then gathered. Across nodes, each rank
+        does so for its share of what its node summed."""
+        tp, node = self.layout.tp, min(self.layout.tp, self.node)
+        row_bytes = 2 * self.spec.hidden_size * self.item
+        yield self.collective("all-reduce", count, node, (node - 1) / node * row_bytes)
+        nodes = tp / node
+        if nodes > 1:
+            yield self.collective("all-reduce", count, tp, (nodes - 1) / nodes * row_bytes / node)
 
     def collective(self, name: str, count: int, ranks: int, row_bytes: float) -> Part:
         """An exchange; `row_bytes` leave each rank, and reach it, for each of its tokens."""
@@ -130,10 +137,11 @@ class _Rank:
 
 
 def parts(
-    spec: ModelSpec | DenseSpec, layout: Layout, formats: Formats, skew: float = 0.0
+    spec: Model, layout: Layout, formats: Formats, *, skew: float = 0.0, node: int = 2**20
 ) -> tuple[Part, ...]:
-    """Every kernel of a step of the rank that has most to do, with all layers of the pipeline."""
-    rank = _Rank(spec, layout, formats, skew)
+    """Every kernel of a step of the rank that has most to do, with all layers of the pipeline;
+    `node` ranks share a host."""
+    rank = _Rank(spec, layout, formats, skew, node)
     if isinstance(spec, DenseSpec):
         layers = (*_gqa_attention(rank, spec.gqa), *_dense(rank, spec.num_layers))
     else:
@@ -183,7 +191,7 @@ def _mla_attention(rank: _Rank, mla: Mla) -> Iterator[Part]:
 def _after_attention(rank: _Rank, inputs: float) -> Iterator[Part]:
     layers, hidden = rank.spec.num_layers, rank.spec.hidden_size
     yield rank.product("output", layers, hidden, inputs)
-    yield rank.reduced(layers)
+    yield from rank.reduced(layers)
     yield rank.rows("norms", 2 * layers, 4 * hidden)
 
 
@@ -193,7 +201,7 @@ def _dense(rank: _Rank, count: int) -> Iterator[Part]:
     else:
         inner = rank.spec.dense_intermediate_size
     yield from _gated(rank, "dense MLP", count, inner / rank.layout.tp)
-    yield rank.reduced(count)
+    yield from rank.reduced(count)
 
 
 def _mlps(rank: _Rank, spec: ModelSpec) -> Iterator[Part]:
@@ -208,7 +216,7 @@ def _mlps(rank: _Rank, spec: ModelSpec) -> Iterator[Part]:
         yield from _gated(rank, "shared experts", num_moe, shared)
     yield _experts(rank, spec.moe, num_moe)
     if rank.layout.dp == 1:
-        yield rank.reduced(num_moe)
+        yield from rank.reduced(num_moe)
     else:
         yield from _exchanges(rank, spec.moe, num_moe)
 
@@ -221,13 +229,11 @@ def _gated(rank: _Rank, name: str, count: int, inner: float) -> Iterator[Part]:
 
 
 def _experts(rank: _Rank, moe: Moe, count: int) -> Part:
-    """Of the rank whose experts are the most popular: they are dealt out in that order, as a
-    balancer would. Each is cut so that all ranks of the stage have a part."""
+    """Dealt out, and copied where they are popular, so that groups have alike to do: as a balancer
+    would. Each is cut so that all ranks of the stage have a part."""
     hidden, groups = rank.spec.hidden_size, rank.layout.ep
     inner = moe.intermediate_size * groups / rank.stage
-    chances = expert_chances(moe.num_experts, moe.experts_per_token, rank.skew)[::groups]
-    form = rank.formats.weights
-    chosen = sum(chances)
+    form, chosen = rank.formats.weights, moe.experts_per_token / groups
     return Part(
         name="experts",
         law="experts",
@@ -237,22 +243,41 @@ def _experts(rank: _Rank, moe: Moe, count: int) -> Part:
         bytes_each=chosen * (2 * hidden + 3 * inner) * rank.item,
         operations_each=chosen * gated_operations(hidden, inner),
         form=form,
-        chances=chances,
+        chances=expert_chances(moe.num_experts, moe.experts_per_token, rank.skew),
+        groups=groups,
     )
 
 
 def _exchanges(rank: _Rank, moe: Moe, count: int) -> Iterator[Part]:
     """Tokens go to the experts' ranks, and sums come back: to those chosen where experts are whole,
-    to all of the stage where they are cut."""
-    hidden, stage, groups = rank.spec.hidden_size, rank.stage, rank.layout.ep
-    is_whole = groups == stage
-    chosen = groups * (1 - (1 - 1 / groups) ** moe.experts_per_token)
-    reached = (chosen if is_whole else stage) * (stage - 1) / stage
+    to all of the stage where they are cut. A token crosses the network once for each node that it
+    goes to, and is handed on within it.
+
+    Source: DeepSeek-V3 report (arXiv 2412.19437), section 3.2.2.
+    """
+    stage, node = rank.stage, min(rank.stage, rank.node)
+    nodes = stage // node
+    if rank.layout.ep == stage:
+        chosen = _reached(stage, moe.experts_per_token)
+        # Experts' groups are dealt out to nodes, and a token chooses among few groups.
+        most = moe.groups_per_token if moe.num_groups % nodes == 0 else nodes
+        chosen_nodes = min(most, _reached(nodes, moe.experts_per_token))
+    else:
+        chosen, chosen_nodes = float(stage), float(nodes)
     # Ranks of a tensor-parallel group have the same tokens, and each sends a part.
-    share = reached / rank.layout.tp
+    values = rank.spec.hidden_size / rank.layout.tp
     there = _FP8_ROW if rank.formats.weights.bits <= 8 else rank.item
-    yield rank.collective("exchange", count, stage, share * hidden * there)
-    yield rank.collective("exchange", count, stage, share * hidden * rank.item)
+    for item in (there, rank.item):
+        inside = chosen * (node - 1) / node
+        yield rank.collective("exchange", count, node, inside * values * item)
+        if nodes > 1:
+            outside = chosen_nodes * (nodes - 1) / nodes
+            yield rank.collective("exchange", count, stage, outside * values * item)
+
+
+def _reached(groups: int, choices: int) -> float:
+    """Expected distinct ones of `groups` that `choices` fall into."""
+    return float(groups * (1 - (1 - 1 / groups) ** choices))
 
 
 def _ends(rank: _Rank) -> Iterator[Part]:
@@ -262,6 +287,7 @@ def _ends(rank: _Rank) -> Iterator[Part]:
     yield rank.product("head", 1, vocab, spec.hidden_size, grows=SAMPLED, form=form)
     logits = 4 * spec.vocab_size * _FLOAT32 / rank.item
     yield rank.rows("sampling", 1, logits, grows=SAMPLED)
-    # The hidden state and the residual go on to the next stage.
+    # The hidden state and the residual go on to the next stage, on this host or the next.
     hops = layout.pp - 1
-    yield rank.collective("send", hops, 2 if hops else 1, 2 * spec.hidden_size * rank.item)
+    ranks = 2 if 2 * rank.stage <= rank.node else 2 * rank.stage
+    yield rank.collective("send", hops, ranks, 2 * spec.hidden_size * rank.item)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fathom.perf.calibration import Calibration
 from fathom.spec.formats import Format
 from fathom.spec.hardware import Cluster, Cpu
 
@@ -12,9 +13,10 @@ from fathom.spec.hardware import Cluster, Cpu
 class Rates:
     """Of one device: `bytes_s` of its memory; operations per second by the format of weights, the
     same as `bfloat16` where it has no units for them or multiplies them out on the way; `vector`:
-    of float32 outside of matrix units, which scales, sums and exponentiates beside them. `links` of
-    groups of ranks as (largest group, bytes per second and direction, seconds that they add to a
-    collective beside what was measured), the smallest first."""
+    of float32 outside of matrix units, which scales, sums and exponentiates beside them; `node`:
+    devices that share a host. `links` of groups of ranks as (largest group, bytes per second and
+    direction, seconds that they add to a collective beside what was measured), the smallest first.
+    """
 
     machine: str
     bytes_s: float
@@ -23,6 +25,7 @@ class Rates:
     int8: float
     int4: float
     vector: float
+    node: int = 2**20
     links: tuple[tuple[int, float, float], ...] = ()
 
     def operations_s(self, form: Format) -> float:
@@ -50,6 +53,8 @@ _VECTOR_SHARE = 0.07
 # A collective over PCIe takes some 27 us, over NVLink some 5; one that leaves the node 20 to 30
 # more. Source: measured all-reduces of bench/data, and what users of both report.
 _PCIE_MORE_S, _NETWORK_MORE_S = 20e-6, 25e-6
+# Processes of a host that wait for each other; not measured.
+_HOST_MORE_S = 5e-5
 
 
 def cluster_rates(cluster: Cluster) -> Rates:
@@ -67,6 +72,7 @@ def cluster_rates(cluster: Cluster) -> Rates:
         int8=gpu.int8_ops or gpu.bf16_flops,
         int4=gpu.bf16_flops,
         vector=gpu.fp32_flops or gpu.bf16_flops * _VECTOR_SHARE,
+        node=node,
         links=tuple(links),
     )
 
@@ -82,4 +88,20 @@ def cpu_rates(cpu: Cpu, sockets: int = 1) -> Rates:
         int8=cpu.int8_ops * sockets,
         int4=cpu.int8_ops * sockets,
         vector=cpu.flops * sockets,
+    )
+
+
+def measured_rates(calibration: Calibration) -> Rates:
+    """Of the machine at hand, as `fathom bench calibrate` found it. Ranks of one host exchange
+    through its memory."""
+    bytes_s, peaks = calibration.bytes_s, calibration.peaks
+    return Rates(
+        machine=calibration.machine,
+        bytes_s=bytes_s,
+        bfloat16=peaks["bfloat16"],
+        fp8_block=peaks["fp8_block"],
+        int8=peaks["int8"],
+        int4=peaks["int4"],
+        vector=peaks["vector"],
+        links=((2**20, bytes_s, _HOST_MORE_S),),
     )

@@ -151,8 +151,9 @@ class _Estimate:
         prompt finds those of the other users as they are on average, and half of the one in
         service, because prompts are alike. Answers pause while prompts of others are computed.
         """
-        others, steps_s = self.users - 1, step_s * self.load.output_len / self.load.accepted
-        queue_s = cycle_s = prompt_s
+        others, steps_s = self.users - 1, step_s * self._steps
+        # From above: below there is another solution, in which answers take all the time.
+        queue_s = cycle_s = self.users * prompt_s
         for _ in range(_QUEUE_ROUNDS):
             # (cycle - queue) x (1 - others x prompt / cycle) = steps, solved for the cycle.
             half = (queue_s + others * prompt_s + steps_s) / 2
@@ -160,7 +161,14 @@ class _Estimate:
             found = others * queue_s / cycle_s
             arriving_s = prompt_s * (1 + max(0.0, found - others * prompt_s / cycle_s / 2))
             queue_s = (queue_s + arriving_s) / 2
-        return queue_s, cycle_s
+        # The approximation may be a little over what the prefill can do.
+        late_s = max(0.0, self.users * prompt_s - cycle_s)
+        return queue_s + late_s, cycle_s + late_s
+
+    @property
+    def _steps(self) -> float:
+        """Decode steps of an answer, whose first token its prompt's step gives."""
+        return (self.load.output_len - 1) / self.load.accepted
 
     def _made(self, step_s: float, prompt_s: float, queue_s: float, answer_s: float) -> Steady:
         load = self.load
@@ -171,7 +179,7 @@ class _Estimate:
         per_s = self.users / request_s
         return Steady(
             ttft_s=ttft_s,
-            tpot_s=answer_s / load.output_len,
+            tpot_s=answer_s / (load.output_len - 1) if load.output_len > 1 else step_s,
             request_s=request_s,
             output_per_s=per_s * load.output_len,
             total_per_s=per_s * (load.input_len + load.output_len),

@@ -7,16 +7,18 @@ same form for the machine at hand.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from math import hypot
+from pathlib import Path
 from typing import Any
 
 from fathom.errors import ConfigError
 
 FORMAT = "fathom-calibration/1"
-_BUILT_IN = "h200.json"
+_BUILT_IN, _KEPT_IN = "h200.json", "calibration"
 # Of a peak that products of any size reach.
 _MOST = 0.9
 
@@ -50,8 +52,8 @@ class Law:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """What was measured. `machine`: the GPU id, or the name of the CPU; `is_here`: on the machine
-    at hand. `laws` by kernel, such as `gemm/fp8_block`. `peaks`: of the machine, by format and
-    `vector`, as `Rates` has them.
+    at hand, whose memory reads `bytes_s`, with weights in the format `weights`. `laws` by kernel,
+    such as `gemm/fp8_block`. `peaks`: of the machine, by format and `vector`, as `Rates` has them.
 
     `layer_s`: small kernels of a layer that have no law; `step_s`: a step's begin and end;
     `host_step_s` and `host_sequence_s`: the host's work, hidden behind the device where it is less;
@@ -74,6 +76,8 @@ class Calibration:
     first_token_s: float = 0.0
     skew: float = 0.0
     is_here: bool = False
+    bytes_s: float = 0.0
+    weights: str = ""
     licence: str = ""
     spread: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -128,3 +132,19 @@ def built_in() -> Calibration:
     """The one that comes with fathom: kernels and serving of SGLang on H200."""
     text = resources.files(__name__).joinpath(_BUILT_IN).read_text(encoding="utf-8")
     return parse_calibration(text, _BUILT_IN)
+
+
+def keep(calibration: Calibration, directory: Path) -> Path:
+    """Write it where `kept` finds it, in the place of an older one of the same name; the file."""
+    directory = directory / _KEPT_IN
+    directory.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", calibration.name.lower()).strip("-")
+    path = directory / f"{slug}.json"
+    path.write_text(calibration.to_json(), encoding="utf-8")
+    return path
+
+
+def kept(directory: Path) -> tuple[Calibration, ...]:
+    """All that `keep` wrote there. Raises: ConfigError for a file that is no calibration."""
+    files = sorted((directory / _KEPT_IN).glob("*.json"))
+    return tuple(parse_calibration(one.read_text(encoding="utf-8"), str(one)) for one in files)
