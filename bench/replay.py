@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -289,19 +289,15 @@ def _tail(one: Statistics) -> float:
     return one.percentiles[0][1]
 
 
-def build(config: EngineConfig) -> tuple[DeploymentPlan, Callable[[Steps], TimedExecutor]]:
-    """The plan, and what makes a fresh executor of one loaded worker."""
+def build(config: EngineConfig, steps: Steps) -> tuple[DeploymentPlan, TimedExecutor]:
+    """The plan and its executor, which notes its steps."""
     directory = model_directory(config)
     spec = open_checkpoint(directory).spec
     plan = resolve(config, spec, probe(config.device), str(directory))
     start_threads(plan, plan.threads)
     worker = build_worker(plan, Shard(), SingleRank(), torch.device(plan.device))
-
-    def make(steps: Steps) -> TimedExecutor:
-        timed: Any = TimedWorker(worker, steps)
-        return TimedExecutor(local_executor(plan, timed), steps)
-
-    return plan, make
+    timed: Any = TimedWorker(worker, steps)
+    return plan, TimedExecutor(local_executor(plan, timed), steps)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -309,10 +305,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config = EngineConfig(
         model=args.model, max_num_seqs=args.sequences, quantization=args.quantization
     )
-    plan, make = build(config)
-    lens, vocab = (args.input_len, args.output_len), plan.model.vocab_size
     steps = Steps()
-    executor = make(steps)
+    plan, executor = build(config, steps)
+    lens, vocab = (args.input_len, args.output_len), plan.model.vocab_size
     core = EngineCore(executor, scheduler_config(plan))
     warm = make_load(8, args.rate, 1, lens)
     replay(core, warm, vocab, "warm")
@@ -324,15 +319,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         calibrating = make_load(args.calibrate, rate * factor, 2 + index, lens)
         replay(core, calibrating, vocab, f"calibrate-{index}")
     cost = fit(steps)
-    executor.close()
+    measured = len(steps.shapes)
     load = make_load(args.requests, rate, 7, lens)
-    fresh = make(Steps())  # an empty cache, as in the simulation
-    real = replay(EngineCore(fresh, scheduler_config(plan)), load, vocab, "replay")
-    fresh.close()
+    # The cache holds pages of other prompts, none of which is found again.
+    real = replay(core, load, vocab, "replay")
+    executor.close()
     deployment = Deployment(capacity=capacity_of(plan), scheduler=scheduler_config(plan))
     simulated = simulate(load, deployment, cost)
-    took = device_times_s(fresh.steps)
-    predicted = [cost.device_s(shape) for shape in fresh.steps.shapes]
+    took = device_times_s(steps)[measured:]
+    predicted = [cost.device_s(shape) for shape in steps.shapes[measured:]]
     return {
         "model": "embedded" if args.model is None else Path(args.model).name,
         "backend": plan.ops_backend,

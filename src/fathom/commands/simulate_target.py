@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from fathom.commands.hardware import read_catalogue
-from fathom.config import EngineConfig, check_setting, setting
+from fathom.config import EngineConfig, check_setting, environment_data_dir, setting
 from fathom.core.executor import Capacity
 from fathom.core.scheduler import SchedulerConfig
 from fathom.errors import ConfigError
-from fathom.perf.calibration import Calibration, built_in, parse_calibration
+from fathom.perf.calibration import Calibration, built_in, kept, parse_calibration
 from fathom.perf.cost import cost_model
 from fathom.perf.fit import Budget, Fitter
 from fathom.perf.memory import RESERVE_BYTES
@@ -64,7 +64,8 @@ class HardwareConfig:
     calibration: str | None = field(
         default=None,
         metadata=setting(
-            "Measured times of kernels; those that come with fathom where not given.",
+            "Measured times of kernels. Not given: what 'bench calibrate' kept for these GPUs, "
+            "else those that come with fathom.",
             "--calibration",
         ),
     )
@@ -137,7 +138,7 @@ def target_of(model: str, asked: HardwareConfig, engine: EngineConfig, *, tp: in
     )
     fitter = Fitter(working, formats.kv, _budget(cluster, engine), None)
     fit = fitter.fit(engine.max_model_len, known.spec.max_position)
-    calibration = _calibration(asked.calibration)
+    calibration = _calibration(asked.calibration, cluster)
     cost = cost_model(known.spec, layout, cluster, formats, calibration)
     deployment = Deployment(
         capacity=Capacity(
@@ -222,9 +223,12 @@ def _budget(cluster: Cluster, engine: EngineConfig) -> Budget:
     )
 
 
-def _calibration(path: str | None) -> Calibration:
+def _calibration(path: str | None, cluster: Cluster) -> Calibration:
+    """That of a file, else the newest that `fathom bench calibrate` kept for these GPUs, else the
+    one that comes with fathom."""
     if path is None:
-        return built_in()
+        here = [one for one in kept(environment_data_dir()) if one.machine == cluster.gpu.id]
+        return max(here, key=lambda one: one.date, default=built_in())
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
