@@ -69,7 +69,8 @@ sanitize: $(DEV)
 	LD_PRELOAD="$(foreach name,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(name).so))" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
 	  $(BIN)/python -m pytest -p no:cacheprovider -k "not v3" \
-	  tests/ops/test_cpu.py tests/ops/test_cpu_pack.py tests/ops/test_cpu_tiles.py $(ARGS)
+	  tests/ops/test_cpu.py tests/ops/test_cpu_pack.py tests/ops/test_cpu_pack_words.py \
+	  tests/ops/test_cpu_tiles.py $(ARGS)
 
 fix: $(DEV)
 	$(BIN)/ruff check --fix .

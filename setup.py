@@ -79,7 +79,6 @@ setup(
             "fathom.ops.backends.cpu.libfathom",
             sorted(str(path) for path in Path("csrc").glob("*.cpp")),
             depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
-            optional=True,
         )
     ],
     cmdclass={"build_ext": BuildKernels},

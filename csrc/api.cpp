@@ -80,6 +80,18 @@ const char* check_batch(const Batch& batch, const Cache& cache) {
   return nullptr;
 }
 
+const char* check_source(const Source& s, int index) {
+  if (s.data == nullptr || s.rows < 1) return fail("source %d: no rows", index);
+  if (s.kind < 0 || s.kind >= kNumSourceKinds) return fail("source %d: kind %d", index, s.kind);
+  if (s.kind >= kSourceFp8 && s.scale == nullptr) return fail("source %d: no scales", index);
+  if (s.kind >= kSourceInt4 && s.zero == nullptr) return fail("source %d: no zero points", index);
+  if (!s.is_words()) return nullptr;
+  const int64_t width = s.kind == kSourceAwq ? s.rows / 8 : s.rows;
+  if (s.stride < width || s.scale_stride < s.rows || s.zero_stride < s.rows / 8)
+    return fail("source %d: rows that overlap", index);
+  return nullptr;
+}
+
 }  // namespace
 
 namespace fathom {
@@ -147,8 +159,8 @@ const char* fathom_pack(const Matrix* matrix, int64_t expert, const Source* sour
   CHECK(ready());
   CHECK(check_matrix(matrix, "matrix"));
   if (expert < 0 || expert >= matrix->experts) return fail("expert %lld", (long long)expert);
-  for (int i = 0; i < count; ++i)
-    if (sources[i].data == nullptr || sources[i].rows < 1) return fail("source %d: no rows", i);
+  if (count < 1) return fail("no sources");
+  for (int i = 0; i < count; ++i) CHECK(check_source(sources[i], i));
   if (const char* failed = pack(*matrix, expert, sources, count)) return fail("%s", failed);
   return nullptr;
 }

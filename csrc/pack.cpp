@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "pack_words.h"
 #include "pool.h"
 #include "vec.h"
 
@@ -61,7 +62,7 @@ class StripPacker {
       case kBf16: return pack_bf16();
       case kFp8: return pack_fp8();
       case kInt8: return pack_int8();
-      default: return pack_int4();
+      default: return rows_[0].source->is_words() ? pack_int4_words() : pack_int4();
     }
   }
 
@@ -162,7 +163,7 @@ class StripPacker {
         store(to + i, _pdep_u64(packed, 0x0f0f0f0f0f0f0f0full));
       }
       *scale = static_cast<const uint16_t*>(s.scale)[ref.row * s.scale_stride + g];
-      *zero = s.zero[ref.row * s.scale_stride + g];
+      *zero = static_cast<const uint8_t*>(s.zero)[ref.row * s.zero_stride + g];
       return;
     }
     float values[128];
@@ -215,6 +216,12 @@ class StripPacker {
     }
   }
 
+  void pack_int4_words() {
+    Eight columns[kStrip / 8];
+    for (int i = 0; i < kStrip / 8; ++i) columns[i] = {rows_[8 * i].source, rows_[8 * i].row};
+    pack_words(matrix_, columns, strip_);
+  }
+
   const Matrix& matrix_;
   const std::vector<RowRef>& rows_;
   uint8_t* strip_;
@@ -248,7 +255,7 @@ bool fits(const Matrix& matrix, const Source& source) {
     case kBf16: return is_float;
     case kFp8: return source.kind == kSourceFp8;
     case kInt8: return is_float || source.kind == kSourceInt8;
-    default: return is_float || (source.kind == kSourceInt4 && source.group == matrix.group);
+    default: return is_float || (source.kind >= kSourceInt4 && source.group == matrix.group);
   }
 }
 
@@ -262,6 +269,9 @@ const char* pack(const Matrix& matrix, int64_t expert, const Source* sources, in
     // A strip has one row of FP8 scales: no source may start or end inside a block of another's.
     if (matrix.format == kFp8 && i + 1 < count && sources[i].rows % kFp8Block != 0)
       return "FP8 blocks that hold rows of two sources";
+    if (sources[i].is_words() != sources[0].is_words()) return "words beside other sources";
+    if (sources[i].is_words() && (sources[i].rows % 8 || matrix.half() % 8))
+      return "words of eight outputs that two matrices share";
     rows += sources[i].rows;
   }
   if (rows != matrix.n) return "sources with another number of rows than the matrix";

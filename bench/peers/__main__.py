@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -38,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--torch-index", help="package index of PyTorch's CPU build")
     parser.add_argument("--skip-http", action="store_true", help="offline cases only")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--minutes", type=float, help="begin no round after so long")
     parser.add_argument("--skip-check", action="store_true", help="do not compare outputs")
     parser.add_argument(
         "--quiet-wait", type=float, default=30.0, help="seconds to wait for an idle machine"
@@ -96,8 +99,12 @@ def measure_all(cache: Cache, args: argparse.Namespace) -> None:
         lacking = [cache.errors[step] for step in peer.needs if step in cache.errors]
         facts |= {"error": lacking[0]} if lacking else {}
         run.results.peers.setdefault(peer.name, facts)
+    until_s = math.inf if args.minutes is None else time.monotonic() + 60 * args.minutes
     try:
         for name, take in _rounds(run, cache, args):
+            if time.monotonic() >= until_s:
+                print("time is up; --resume goes on", flush=True)
+                break
             if name not in run.results.done:
                 print(name, flush=True)
                 take()

@@ -186,6 +186,7 @@ def _source(weight: Weight) -> library.Source:
         *weight.shape,
         weight.data.shape[1],
         0 if scale is None else (scale.shape[1] if scale.ndim > 1 else 1),
+        0 if zero is None else zero.shape[1],
         kind,
         weight.group,
     )

@@ -95,6 +95,9 @@ def test_quantised_checkpoints_in_another_format(
         value, before = found[row.name], as_stored[row.name]
         if not isinstance(value, QTensor):
             continue
+        if (stored[:3], quantization) == ("awq", "int4") and isinstance(before, QTensor):
+            # int8 beside int4 would be more bytes for the same values
+            assert before.format == value.format, row.name
         if isinstance(before, QTensor) and before.format == value.format:
             assert all(
                 one.equal(two) for one, two in zip(value.tensors, before.tensors, strict=True)

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from fathom.errors import CheckpointError
+from fathom.ops.quant.packed import PackedInt4
 from fathom.ops.quant.qtensor import QTensor
+from fathom.spec.formats import int4_group
 from fathom.spec.parallel import Layout, Shard, owned_slice
 from fathom.weights.index import read_index
 from fathom.weights.open import load_parameters, open_checkpoint
@@ -58,8 +61,11 @@ def test_every_rank_reads_its_part_exactly(
             expected = stored_value(stored, row.name, _layout(method))
             expected = expected[owned_slice(row.shard, row.shape, shard)]
             lent = borrowed.borrow(row.name)
-            if isinstance(lent, torch.Tensor):  # as stored
+            # As stored.
+            if isinstance(lent, torch.Tensor):
                 lent = lent.to(torch.float32)
+            elif isinstance(lent, PackedInt4):
+                lent = lent.unpacked()
             for found in (loaded[row.name], lent, made[row.name]):
                 if isinstance(found, QTensor):
                     num_quantised += 1
@@ -118,6 +124,23 @@ def test_order_of_groups_may_be_stored(tmp_path: Path) -> None:
         loaded.pop(f"{UP}.weight")
     failed = [one for one in verify_checkpoint(tmp_path, deep=True) if one.status == "failed"]
     assert [one.found for one in failed] == ["g_idx puts inputs into groups out of their order"]
+
+
+def test_a_stored_zero_point_of_minus_one() -> None:
+    """AutoGPTQ subtracts one before it shifts 32 unsigned bits into place, so that a zero point of
+    0 becomes 15, and spoils what stands above it in its word. It can be nothing else: a range that
+    includes zero has zero points from 0 to 15. Some readers take it for 16."""
+    points = np.array([[1, 7, 8, 15, 2, 3, 4, 0]])
+    stored = (points - 1).astype(np.uint32)
+    word = np.bitwise_or.reduce(stored << (4 * np.arange(8, dtype=np.uint32)), axis=1)
+    packed = PackedInt4(
+        values=torch.zeros(4, 8, dtype=torch.int32),
+        scale=torch.ones(1, 8, dtype=torch.float16),
+        zero=torch.from_numpy(word.astype(np.uint32).view(np.int32)).view(1, 1),
+        packing="gptq",
+        format=int4_group(32),
+    )
+    assert packed.unpacked().zero.flatten().tolist() == points[0].tolist()  # type: ignore[union-attr]
 
 
 def _edit(path: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:

@@ -15,7 +15,7 @@ from fathom.spec.model import Mla
 
 # By checkpoint name. `weights.lazy.LazyParameters` also lends what it reads, and says in which
 # format each is to be held.
-Params = MutableMapping[str, Weight]
+Params = MutableMapping[str, torch.Tensor | QTensor]
 
 
 class ParamSource:
@@ -65,12 +65,14 @@ class ParamSource:
         Raises: CheckpointError where it is absent or has another shape.
         """
         found = self._take(name, shape)
-        return found.dequantize(self.dtype) if isinstance(found, QTensor) else found.to(self.dtype)
+        if isinstance(found, torch.Tensor):
+            return found.to(self.dtype)
+        return found.dequantize(self.dtype)
 
     def exact(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """A parameter in float32, not rounded to the compute dtype. Raises: as `tensor`."""
         found = self._take(name, shape)
-        return found.dequantize(torch.float32) if isinstance(found, QTensor) else found.float()
+        return found.float() if isinstance(found, torch.Tensor) else found.dequantize(torch.float32)
 
     def matrix(
         self, names: Sequence[str], shapes: Sequence[tuple[int, int]], *, is_gated: bool = False
@@ -96,8 +98,8 @@ class ParamSource:
         format = self._format(names[0])
 
         def parts() -> Iterator[Sequence[Weight]]:
-            # The next expert is read, and unpacked where its file packs it, while the backend
-            # works on this one.
+            # The next expert is read, and converted where it has to be, while the backend works on
+            # this one.
             with ThreadPoolExecutor(1, thread_name_prefix="weights") as reader:
                 coming = reader.submit(self._lent, names[0], shapes)
                 for group in names[1:]:

@@ -17,12 +17,13 @@ from typing import Protocol
 import torch
 
 from fathom.ops.batch import PagedBatch
+from fathom.ops.quant.packed import PackedInt4
 from fathom.ops.quant.qtensor import QTensor
 from fathom.ops.sampling import LogitEdits, Logprobs, SamplingRows
 from fathom.spec.formats import Format
 from fathom.spec.model import Mla, Moe
 
-Weight = torch.Tensor | QTensor
+Weight = torch.Tensor | QTensor | PackedInt4
 # A weight as a backend keeps it: what its `hold` gave. Nobody else looks into it.
 Held = object
 

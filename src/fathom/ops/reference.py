@@ -117,7 +117,7 @@ class ReferenceBackend:
         out = self._product(x, weight)
         return out.float() if is_wide else out
 
-    def _product(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    def _product(self, x: torch.Tensor, weight: torch.Tensor | QTensor) -> torch.Tensor:
         """Quantised weights are multiplied out by strips of whole blocks."""
         if isinstance(weight, torch.Tensor):
             return torch.nn.functional.linear(x, weight)

@@ -11,19 +11,23 @@ from fathom.errors import CheckpointError
 from fathom.ops.quant.fp8_block import quantize_fp8
 from fathom.ops.quant.int4_group import quantize_int4
 from fathom.ops.quant.int8_channel import quantize_int8
+from fathom.ops.quant.packed import PackedInt4
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.formats import Format
 
 Weight = torch.Tensor | QTensor
 
 
-def joined(parts: Sequence[Weight], dtype: torch.dtype, format: Format | None = None) -> Weight:
+def joined(
+    lent: Sequence[Weight | PackedInt4], dtype: torch.dtype, format: Format | None = None
+) -> Weight:
     """Matrices of equal width, one under the other; a copy, plain ones in `dtype`.
 
     Quantised ones stay so where no block would hold rows of two of them.
 
     Plain ones are quantised to `format` where one is given.
     """
+    parts = [part.unpacked() if isinstance(part, PackedInt4) else part for part in lent]
     if format is not None:
         parts = [_quantised(part, format) for part in parts]
     quantised = [part for part in parts if isinstance(part, QTensor)]
@@ -34,7 +38,7 @@ def joined(parts: Sequence[Weight], dtype: torch.dtype, format: Format | None = 
 
 
 def stacked(
-    experts: Iterable[Sequence[Weight]],
+    experts: Iterable[Sequence[Weight | PackedInt4]],
     count: int,
     dtype: torch.dtype,
     format: Format | None = None,

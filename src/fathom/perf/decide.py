@@ -20,7 +20,7 @@ from fathom.spec.plan import Decision
 T = TypeVar("T")
 
 _MAX_SEQUENCES = {"cuda": 256, "cpu": 64}
-_BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}
+_BATCH_TOKENS = {"cuda": 8192, "cpu": 512}
 # vLLM's names of ways in which a checkpoint may be quantised already.
 _STORED_METHODS = {
     "awq": "awq",

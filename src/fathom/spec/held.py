@@ -42,7 +42,9 @@ def quantized_format(
     of, and int8 where none is.
     """
     kind: str = "plain" if len(whole) != 2 or role in _PLAIN_ROLES else asked
-    if kind != "plain":
+    # What is stored in four bits gains nothing from eight; kv_b is multiplied out first.
+    is_at_best = asked == stored.name == "int4" and role != "kv_b"
+    if kind != "plain" and not is_at_best:
         kind = _EXCEPTIONS[asked].get(role, kind)
     if kind == "plain":
         return None

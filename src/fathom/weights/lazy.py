@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 import torch
 
+from fathom.ops.quant.packed import PackedInt4
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.formats import Format
 from fathom.spec.params import ParamSpec
@@ -26,7 +27,7 @@ class LazyParameters(MutableMapping[str, Value]):
         self,
         rows: Sequence[ParamSpec],
         place: Callable[[ParamSpec], Value],
-        borrow: Callable[[ParamSpec], Value],
+        borrow: Callable[[ParamSpec], Value | PackedInt4],
         held: Callable[[ParamSpec], Format],
     ) -> None:
         self._rows = {row.name: row for row in rows}
@@ -67,6 +68,10 @@ class LazyParameters(MutableMapping[str, Value]):
             if not self._uses[source]:
                 self._shared.pop(source, None)
 
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would read the parameter and drop it.
+        return name in self._left
+
     def __iter__(self) -> Iterator[str]:
         return iter(tuple(self._left))
 
@@ -77,7 +82,7 @@ class LazyParameters(MutableMapping[str, Value]):
         """The format in which a parameter is to be held. Raises: KeyError."""
         return self._held(self._rows[name])
 
-    def borrow(self, name: str) -> Value:
+    def borrow(self, name: str) -> Value | PackedInt4:
         """As `pop`, but where the file holds plain numbers, or what is wanted, a view of it, as
         stored: the borrower brings it into its format.
 

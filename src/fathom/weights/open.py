@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from fathom.errors import CheckpointError
+from fathom.ops.quant.packed import PackedInt4
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.formats import Format
 from fathom.spec.held import Quantization, fitting_group
@@ -23,7 +24,6 @@ from fathom.spec.stored import PartRole
 from fathom.weights.header import StoredTensor
 from fathom.weights.index import CheckpointIndex, read_index
 from fathom.weights.lazy import LazyParameters
-from fathom.weights.packed import PackedParts, unpack_matrix
 from fathom.weights.place import format_of, part_of, place
 from fathom.weights.place import torch_dtype as torch_dtype
 
@@ -59,7 +59,12 @@ class Checkpoint:
         self._resident_bytes = 0
 
     def read(self, param: ParamSpec, shard: Shard) -> torch.Tensor | QTensor:
-        """The part of `param` that `shard` owns, as stored; packed int4 in QTensor's layout.
+        """As `read_stored`, packed int4 in QTensor's layout."""
+        value = self.read_stored(param, shard)
+        return value.unpacked() if isinstance(value, PackedInt4) else value
+
+    def read_stored(self, param: ParamSpec, shard: Shard) -> torch.Tensor | QTensor | PackedInt4:
+        """The part of `param` that `shard` owns, as stored.
 
         A view of the mapped file where that is possible, which must not be written. A cut through
         groups of int4 gives smaller groups, and where none fit float32 values.
@@ -89,19 +94,20 @@ class Checkpoint:
 
     def _read_packed(
         self, param: ParamSpec, parts: Mapping[PartRole, torch.Tensor], owned: tuple[slice, ...]
-    ) -> torch.Tensor | QTensor:
+    ) -> torch.Tensor | QTensor | PackedInt4:
         assert param.packing is not None
         assert param.format.block is not None
         if "order" in parts:
             _check_order(param, parts["order"], param.format.block[1])
         rows, columns = owned
-        packed = PackedParts(parts["values"], parts["scale"], parts["zero"])
+        packed = PackedInt4(
+            parts["values"], parts["scale"], parts["zero"], param.packing, param.format
+        )
         format = _cut_groups(param, columns)
         if format is not None:
-            return unpack_matrix(packed, param.packing, format, rows, columns)
-        every = slice(0, param.shape[1])
-        whole = unpack_matrix(packed, param.packing, param.format, rows, every)
-        return whole.dequantize(torch.float32)[:, columns]
+            return packed.part(rows, columns, format)
+        values = packed.unpacked().slice(rows, slice(None))
+        return values.dequantize(torch.float32)[:, columns]
 
     def _view(self, stored: StoredTensor) -> torch.Tensor:
         """The whole stored tensor, a view of the mapped file."""
@@ -179,12 +185,14 @@ def load_parameters(
             shard, format_of(dtype), dequantize=dequantize, quantization=quantization
         )
 
-    def borrow(param: ParamSpec) -> torch.Tensor | QTensor:
-        value = checkpoint.read(param, shard)
+    def borrow(param: ParamSpec) -> torch.Tensor | QTensor | PackedInt4:
+        value = checkpoint.read_stored(param, shard)
         if value.device == device:
             if isinstance(value, torch.Tensor):
                 return value
             if value.format == held(param):
+                if isinstance(value, PackedInt4):
+                    return value
                 return QTensor(value.data, value.scale, value.format, zero=value.zero)
         return take(param)
 

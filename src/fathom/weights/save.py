@@ -11,6 +11,7 @@ from typing import BinaryIO
 import torch
 
 from fathom.errors import CheckpointError
+from fathom.ops.quant.packed import PackedInt4, pack_awq
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.deepseek import parse_config
 from fathom.spec.deepseek_params import parameter_table
@@ -18,10 +19,9 @@ from fathom.spec.formats import Format
 from fathom.spec.params import ParamSpec
 from fathom.spec.stored import StoredPart
 from fathom.weights.index import INDEX_NAME, SINGLE_NAME
-from fathom.weights.packed import PackedParts, pack_awq
 from fathom.weights.place import torch_dtype
 
-Value = torch.Tensor | QTensor | PackedParts
+Value = torch.Tensor | QTensor | PackedInt4
 Make = Callable[[ParamSpec], Value]
 MAX_SHARD_BYTES = 4 * 2**30
 
@@ -142,7 +142,7 @@ def _write_tensor(stream: BinaryIO, tensor: torch.Tensor) -> None:
 
 def _stored(row: ParamSpec, value: Value) -> tuple[torch.Tensor, ...]:
     """The tensors that stand for one row in a file, in the order of its parts."""
-    if isinstance(value, PackedParts):
+    if isinstance(value, PackedInt4):
         return value.values, value.scale, value.zero
     is_blocked = row.format.block is not None
     if tuple(value.shape) != row.shape or isinstance(value, QTensor) is not is_blocked:

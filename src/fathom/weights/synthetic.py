@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from fathom.ops.quant.fp8_block import quantize_fp8
+from fathom.ops.quant.packed import PackedInt4
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.deepseek_params import parameter_table
 from fathom.spec.held import Quantization
@@ -21,7 +22,6 @@ from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Shard
 from fathom.spec.params import CORRECTION_BIAS, ParamSpec
 from fathom.weights.open import is_mtp
-from fathom.weights.packed import PackedParts, unpack_matrix
 from fathom.weights.place import part_of, place, torch_dtype
 from fathom.weights.save import MAX_SHARD_BYTES, save_checkpoint
 
@@ -72,9 +72,7 @@ def random_parameter(
     router's correction bias is small beside its scores, so that deep models stay finite.
     """
     if param.packing is not None:
-        rows, columns = (slice(0, size) for size in param.shape)
-        packed = random_packed(param, seed=seed, device=device)
-        return unpack_matrix(packed, param.packing, param.format, rows, columns)
+        return random_packed(param, seed=seed, device=device).unpacked()
     generator = _generator(param, seed, device)
     if param.format.name == "int8":
         return _random_int8(param, generator)
@@ -90,16 +88,18 @@ def random_parameter(
     return values.to(torch_dtype(param.format))
 
 
-def random_packed(param: ParamSpec, *, seed: int, device: torch.device = _CPU) -> PackedParts:
+def random_packed(param: ParamSpec, *, seed: int, device: torch.device = _CPU) -> PackedInt4:
     """A packed int4 parameter as it is stored, every level equally likely, with zero points in the
     middle; drawn without float values. Its values are those of `random_parameter`."""
+    assert param.packing is not None
     generator = _generator(param, seed, device)
     shapes = {part.role: part.shape for part in param.parts}
     # Seven or eight, whatever the order in a word; less one where that is how they are stored.
     zero = _random_words(shapes["zero"], torch.int32, generator) & 0x11111111
     zero += 0x66666666 if param.packing == "gptq" else 0x77777777
     scale = _random_scale(shapes["scale"], 16, param.shape[1], generator).to(torch.float16)
-    return PackedParts(_random_words(shapes["values"], torch.int32, generator), scale, zero)
+    values = _random_words(shapes["values"], torch.int32, generator)
+    return PackedInt4(values, scale, zero, param.packing, param.format)
 
 
 def _generator(param: ParamSpec, seed: int, device: torch.device) -> torch.Generator:
@@ -146,7 +146,7 @@ def write_checkpoint(
     Raises: CheckpointError where the config is not one that fathom reads.
     """
 
-    def make(row: ParamSpec) -> torch.Tensor | QTensor | PackedParts:
+    def make(row: ParamSpec) -> torch.Tensor | QTensor | PackedInt4:
         if row.packing is not None:
             return random_packed(row, seed=seed)
         return random_parameter(row, seed=seed)

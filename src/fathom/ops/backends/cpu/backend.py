@@ -23,7 +23,6 @@ from fathom.ops.backends.cpu.matrices import PackedMatrix, pack
 from fathom.ops.backends.cpu.recording import Recording
 from fathom.ops.backends.cpu.rows import CpuRows
 from fathom.ops.batch import PagedBatch
-from fathom.ops.quant.qtensor import QTensor
 from fathom.ops.reference import ReferenceBackend
 from fathom.spec.formats import Format
 from fathom.spec.model import Mla
@@ -101,7 +100,7 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
         self, kv_b: Weight, mla: Mla, *, dtype: torch.dtype, format: Format | None = None
     ) -> Held:
         """See `Backend.hold_kv_b`. Keys are turned around, so that both products run over rows."""
-        plain = kv_b.dequantize(torch.bfloat16) if isinstance(kv_b, QTensor) else kv_b
+        plain = kv_b if isinstance(kv_b, torch.Tensor) else kv_b.dequantize(torch.bfloat16)
         heads = plain.view(-1, mla.nope_dim + mla.v_dim, mla.kv_lora_rank)
         keys = heads[:, : mla.nope_dim].transpose(1, 2).contiguous()
         if format is not None and format.name == "fp8_block":

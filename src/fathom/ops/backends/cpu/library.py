@@ -29,6 +29,9 @@ SOURCES = {
     "fp8_block": 3,
     "int8": 4,
     "int4": 5,
+    "awq": 6,
+    "gptq": 7,
+    "gptq_v2": 8,
 }
 
 
@@ -84,6 +87,7 @@ class Source(ctypes.Structure):
         ("k", c_int64),
         ("stride", c_int64),
         ("scale_stride", c_int64),
+        ("zero_stride", c_int64),
         ("kind", c_int32),
         ("group", c_int32),
     )

@@ -14,6 +14,7 @@ from fathom.errors import CheckpointError
 from fathom.ops.api import Weight
 from fathom.ops.backends.cpu import library
 from fathom.ops.quant.fp8_block import quantize_fp8
+from fathom.ops.quant.packed import PackedInt4
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.formats import Format
 
@@ -86,10 +87,16 @@ def pack(
 
 def _same_kind(parts: Sequence[Weight], is_gated: bool) -> Sequence[Weight]:
     """The parts, multiplied out in bfloat16 where quantised ones cannot stand together."""
-    quantised = [part for part in parts if isinstance(part, QTensor)]
-    if not quantised:
-        plain = [part for part in parts if isinstance(part, torch.Tensor)]
+    plain = [part for part in parts if isinstance(part, torch.Tensor)]
+    if len(plain) == len(parts):
         return [part if part.stride(-1) == 1 else part.contiguous() for part in plain]
+    words = [part for part in parts if isinstance(part, PackedInt4)]
+    # Words of eight outputs are not cut, as between gate and up.
+    is_even = not is_gated or sum(part.shape[0] for part in parts) % 16 == 0
+    if len(words) == len(parts) and is_even and len({part.format for part in words}) == 1:
+        return parts
+    parts = [part.unpacked() if isinstance(part, PackedInt4) else part for part in parts]
+    quantised = [part for part in parts if isinstance(part, QTensor)]
     is_whole = all(_is_whole(part) for part in quantised)
     # A strip of 64 outputs has the scales of one block of 128 rows: no block may reach from one
     # part, or from the gate, into the next.
@@ -100,7 +107,8 @@ def _same_kind(parts: Sequence[Weight], is_gated: bool) -> Sequence[Weight]:
     if len(quantised) == len(parts) and is_whole and len({p.format for p in quantised}) == 1:
         return parts
     return [
-        part.dequantize(torch.bfloat16) if isinstance(part, QTensor) else part for part in parts
+        part if isinstance(part, torch.Tensor) else part.dequantize(torch.bfloat16)
+        for part in parts
     ]
 
 
@@ -118,7 +126,7 @@ def _describe(
     rows = sum(part.shape[0] for part in parts)
     name: str = "bfloat16"
     group = 0
-    held = first.format if isinstance(first, QTensor) else format
+    held = format if isinstance(first, torch.Tensor) else first.format
     if held is not None:
         name = str(held.name)
         if name == "int4":
@@ -139,7 +147,7 @@ def _describe(
 def _allocate(matrix: library.Matrix) -> torch.Tensor:
     """Aligned memory from the system, for large matrices on huge pages where it has them."""
     size = library.load().fathom_matrix_bytes(matrix)
-    alignment = _HUGE_PAGE if size >= 4 * _HUGE_PAGE else _ALIGNMENT
+    alignment = _HUGE_PAGE if size >= _HUGE_PAGE else _ALIGNMENT
     memory = torch.from_numpy(np.empty(size + alignment, dtype=np.uint8))
     matrix.data = memory.data_ptr() + -memory.data_ptr() % alignment
     matrix.num_bytes = size
@@ -157,6 +165,19 @@ def _source(part: Weight) -> library.Source:
             stride=part.stride(0),
             kind=library.SOURCES[_NAMES[part.dtype]],
         )
+    if isinstance(part, PackedInt4):
+        return library.Source(
+            data=part.values.data_ptr(),
+            scale=part.scale.data_ptr(),
+            zero=part.zero.data_ptr(),
+            rows=part.shape[0],
+            k=part.shape[1],
+            stride=part.values.stride(0),
+            scale_stride=part.scale.stride(0),
+            zero_stride=part.zero.stride(0),
+            kind=library.SOURCES[part.packing],
+            group=part.group,
+        )
     zero = part.zero
     name: str = part.format.name
     return library.Source(
@@ -167,6 +188,7 @@ def _source(part: Weight) -> library.Source:
         k=part.shape[1],
         stride=part.data.stride(0),
         scale_stride=part.scale.stride(0),
+        zero_stride=0 if zero is None else zero.stride(0),
         kind=library.SOURCES[name],
         group=part.block[1] if name == "int4" else 0,
     )
