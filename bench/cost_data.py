@@ -1,7 +1,7 @@
 """The served points that the cost model is fitted to or compared with, and those left out, with the
-reason. The split was decided before any prediction was made, and by configuration alone: points of
-1024 tokens in and 1024 out on H200 are fitted; all others, other lengths, systems, layouts and
-published numbers, only compared.
+reason. The split is by configuration: SGLang's points of 1024 tokens in and 1024 out on H200 are
+fitted; all others, other lengths, systems, layouts, engines and published numbers, only compared.
+The page that is made says what was changed after such points were seen.
 """
 
 from __future__ import annotations

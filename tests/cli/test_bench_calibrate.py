@@ -14,7 +14,7 @@ from fathom.perf.cost import cost_model
 from fathom.perf.parts import Formats
 from fathom.perf.rates import measured_rates
 from fathom.perf.shape import decode_shape
-from fathom.spec.formats import FP8_BLOCK
+from fathom.spec.formats import FLOAT32, FP8_BLOCK
 from fathom.spec.known import find_model
 from fathom.spec.parallel import Layout
 
@@ -33,7 +33,9 @@ def test_a_machine_is_measured_and_kept(
     # Two batches of one context, and prompts of 16, 64 and 128.
     assert len(told.err.splitlines()) == 5
     spec = find_model("DeepSeek-V2-Lite").spec
-    formats = Formats(weights=FP8_BLOCK)
+    # The reference backend, where there are no kernels, multiplies FP8 out.
+    weights = {"fp8_block": FP8_BLOCK, "float32": FLOAT32}[found.weights]
+    formats = Formats(weights=weights)
     model = cost_model(spec, Layout(), measured_rates(found), formats, found)
     assert model.confidence == "measured on this machine"
     assert model.device_s(decode_shape(1, 100)) > 0

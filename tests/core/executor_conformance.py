@@ -14,7 +14,7 @@ from typing import ClassVar
 import pytest
 
 from fathom.core.executor import Executor, Handle
-from fathom.core.types import Admission, PlanEntry, SamplingParams, StepPlan, StepResult
+from fathom.core.types import Admission, MaskRows, PlanEntry, SamplingParams, StepPlan, StepResult
 from fathom.errors import EngineError
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=None)
@@ -318,10 +318,10 @@ class ExecutorConformance:
         row = bytearray(-(-driver.case.vocab_size // 8))
         for token_id in allowed:
             row[token_id >> 3] |= 1 << (token_id & 7)
-        entry = driver.first(prompt, max_len=8)._replace(mask=bytes(row))
+        entry = driver.first(prompt, max_len=8)._replace(mask=MaskRows(bytes(row)))
         token_id = driver.run(entry).tokens[entry.id][0]
         assert token_id in allowed
-        step = PlanEntry(entry.id, 3, (token_id,), drafts=(1,), mask=bytes(row) * 2)
+        step = PlanEntry(entry.id, 3, (token_id,), drafts=(1,), mask=MaskRows(bytes(row) * 2))
         assert set(driver.run(step).tokens[entry.id]) <= set(allowed)
         driver.run(dropped=(entry.id,))
 

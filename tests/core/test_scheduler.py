@@ -207,16 +207,16 @@ def test_masks_come_one_row_for_each_sampled_position() -> None:
     scheduler = make(num_drafts=3)
     scheduler.add(ask("a", 3), 0, Rotating(16, 4))
     first = planned(scheduler)
-    assert first.entries[0].mask == b"\x11\x11"
+    assert first.entries[0].mask.read() == b"\x11\x11"
     # Outputs 1, 2 and 3 must be 1, 2 and 3 modulo 4; 7 would be, but ends the sequence.
     commit(scheduler, first, 4, drafts=(5, 6, EOS))
     plan = planned(scheduler)
     assert plan.entries[0].drafts == (5, 6)
-    assert plan.entries[0].mask == b"\x22\x22\x44\x44\x88\x88"
+    assert plan.entries[0].mask.read() == b"\x22\x22\x44\x44\x88\x88"
     commit(scheduler, plan, 9, drafts=(10, 12, 13))
     plan = planned(scheduler)
     assert plan.entries[0].drafts == (10,)
-    assert plan.entries[0].mask == b"\x44\x44\x88\x88"
+    assert plan.entries[0].mask.read() == b"\x44\x44\x88\x88"
 
 
 def test_constrained_sequences_do_not_run_ahead_and_others_do() -> None:

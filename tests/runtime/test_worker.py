@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.core.types import Admission, PlanEntry, SamplingParams, StepPlan, StepResult
+from fathom.core.types import Admission, MaskRows, PlanEntry, SamplingParams, StepPlan, StepResult
 from fathom.errors import EngineError
 from fathom.ops.comm import SingleRank
 from fathom.ops.reference import ReferenceBackend
@@ -271,7 +271,7 @@ def test_a_mask_has_one_row_per_sampled_position() -> None:
     worker = make_worker(4)
     admission = Admission((), 2, greedy(), 0, ())
     rows = [np.packbits(np.arange(VOCAB) == token, bitorder="little").tobytes() for token in (9, 4)]
-    first = PlanEntry(0, 0, (5, 6), (0, 1), True, (9,), admission, b"".join(rows))
+    first = PlanEntry(0, 0, (5, 6), (0, 1), True, (9,), admission, MaskRows(b"".join(rows)))
     assert worker.execute(StepPlan(1, (first,))).tokens == {0: (9, 4)}
 
 

@@ -131,7 +131,7 @@ def test_wrong_messages_are_named(messages: Any, param: str) -> None:
             "tools[0].function.params",
         ),
         (
-            [{"type": "function", "function": {"name": "a", "strict": True}}],
+            [{"type": "function", "function": {"name": "a", "strict": 1}}],
             "tools[0].function.strict",
         ),
     ],

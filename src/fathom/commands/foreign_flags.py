@@ -75,7 +75,7 @@ _PROXY = "put a proxy such as Caddy or nginx in front"
 _KERNELS = "there is one backend, the reference"
 _NO_GRAPHS = "there are no CUDA graphs: every step runs eagerly"
 _AUTO = "it follows from the checkpoint's chat template"
-_GRAMMAR = "structured output is not there yet"
+_GRAMMAR = "there is one grammar engine"
 _V3_PARSERS = (
     *("auto", "deepseek_r1", "deepseek-r1", "deepseek_v3", "deepseek-v3", "deepseek_v31"),
     *("deepseek-v31", "deepseekv3", "deepseekv31"),

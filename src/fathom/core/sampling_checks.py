@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fathom.core.structured import as_structured_outputs
 from fathom.errors import RequestError
 
 MAX_CHOICES = 128
@@ -65,6 +66,9 @@ def normalize(values: Mapping[str, Any]) -> dict[str, Any]:
     result["stop"] = _stop_strings(result["stop"])
     result["stop_token_ids"] = _stop_token_ids(result["stop_token_ids"])
     result["logit_bias"] = _logit_bias(result["logit_bias"])
+    result["structured_outputs"] = as_structured_outputs(result["structured_outputs"])
+    if result["structured_outputs"] is not None and result["ignore_eos"]:
+        raise _wrong("ignore_eos", True, "false: an answer with a form ends where the form does")
     limit = result["max_tokens"]
     if limit is not None and result["min_tokens"] > limit:
         raise _wrong("min_tokens", result["min_tokens"], f"at most max_tokens, {limit}")

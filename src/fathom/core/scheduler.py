@@ -131,6 +131,7 @@ class Scheduler:
             runs_ahead=self._config.run_ahead and not self._config.num_drafts and not constraint,
             constraint=constraint,
         )
+        self._counts["forced_tokens"] += sequence.begin()
         self._num_added += 1
         self._sequences[sequence.id] = sequence
         self._ids[request.id] = sequence.id
@@ -193,6 +194,13 @@ class Scheduler:
             num_known, pending = len(sequence.tokens), sequence.pending
             start = sequence.computed
             if num_known + pending - start > 1:
+                # Tokens that a grammar forced may lack pages: taken here, in the order.
+                if num_known > len(sequence.pages) * page_size:
+                    grown = self._grow(sequence, num_known)
+                    if grown is None:
+                        step.is_short_of_pages = sequence.status is Status.RUNNING
+                        break
+                    sequence.untold_pages = grown
                 step.prefills.append(sequence)
                 continue
             # Never past the limit, and only ahead of tokens that nothing else depends on.
@@ -223,7 +231,6 @@ class Scheduler:
         self,
         step: _Step,
         sequence: Sequence,
-        new_pages: tuple[int, ...] = (),
         admission: Admission | None = None,
     ) -> None:
         """As many known tokens as the budget allows; the last known one also samples."""
@@ -232,7 +239,8 @@ class Scheduler:
         samples = end == num_known
         mask = None
         if samples and sequence.constraint is not None:
-            mask = sequence.constraint.mask()
+            mask = sequence.constraint.mask(())
+        new_pages, sequence.untold_pages = sequence.untold_pages, ()
         tokens = tuple(sequence.tokens[start:end])
         step.entries.append(
             PlanEntry(sequence.id, start, tokens, new_pages, samples, (), admission, mask)
@@ -266,7 +274,8 @@ class Scheduler:
             sequence.status = Status.RUNNING
             if sequence.queued_s is None:
                 self._record_start(sequence, now)
-            self._plan_chunk(step, sequence, tuple(sequence.pages), sequence.admission())
+            sequence.untold_pages = tuple(sequence.pages)
+            self._plan_chunk(step, sequence, sequence.admission())
 
     def _record_start(self, sequence: Sequence, now: float) -> None:
         """Note the first admission of a sequence; those after a preemption are not news."""
@@ -316,7 +325,7 @@ class Scheduler:
                     self._forget(sequence)
                 continue
             rows = result.prompt_logprobs.get(entry.id)
-            if rows and not sequence.num_outputs:
+            if rows and sequence.num_told == sequence.num_prompt:
                 sequence.prompt_logprobs += rows
             if entry.samples:
                 events.append(self._commit_tokens(sequence, entry, result))
@@ -330,8 +339,7 @@ class Scheduler:
     ) -> TokenEvent:
         """Append what an entry sampled, correct what drafts promised, and end where it ends."""
         accepted = result.tokens[entry.id]
-        num_before = len(sequence.tokens)
-        is_first = num_before == sequence.num_prompt
+        is_first = sequence.num_told == sequence.num_prompt
         finish_reason = sequence.extend(accepted)
         num_committed = entry.start + entry.num_tokens
         sequence.pending -= 1
@@ -343,21 +351,29 @@ class Scheduler:
             self._counts["draft_tokens"] += len(entry.drafts)
             self._counts["accepted_tokens"] += len(accepted) - 1
         sequence.drafts = result.drafts.get(entry.id, ())
+        if finish_reason is None and sequence.constraint is not None:
+            finish_reason, num_forced = sequence.jump()
+            if num_forced:
+                self._counts["forced_tokens"] += num_forced
+                sequence.drafts = ()  # they continue what was sampled
         if num_committed >= (len(sequence.path) + 1) * self._kv.page_size:
             self._kv.publish(sequence, min(num_committed, len(sequence.tokens)))
         if finish_reason is not None:
             self._finish(sequence)
-            accepted = tuple(sequence.tokens[num_before:])
+        told = tuple(sequence.tokens[sequence.num_told :])
+        sequence.num_told = len(sequence.tokens)
         logprobs = result.logprobs.get(entry.id, ())
         return TokenEvent(
             sequence.request.id,
-            accepted,
-            logprobs[: len(accepted)] if logprobs else (),
+            told,
+            logprobs[: len(told)] if logprobs else (),
             tuple(sequence.prompt_logprobs) if is_first else (),
             finish_reason,
             sequence.stop_token_id,
             sequence.num_cached,
             sequence.queued_s if is_first else None,
+            sequence.constraint.error if sequence.constraint is not None else "",
+            blames_request=finish_reason == "error",
         )
 
     def _finish(self, sequence: Sequence) -> None:

@@ -24,7 +24,7 @@ from enum import Enum, auto
 from fathom.core.constraint import Constraint
 from fathom.core.policy import OrderKey
 from fathom.core.radix import Node
-from fathom.core.types import Admission, FinishReason, Request, TokenLogprobs
+from fathom.core.types import Admission, FinishReason, Mask, Request, TokenLogprobs
 
 
 class Status(Enum):
@@ -39,8 +39,10 @@ class Sequence:
     """One request's tokens, pages and progress.
 
     `limit` is the number of tokens, prompt included, at which the sequence ends. `pages[i]` holds
-    positions i * page_size onwards; `path` are the prefix tree's nodes for the leading full ones.
-    `promised` leading tokens are in the tree of prefixes that others may wait for.
+    positions i * page_size onwards, the `untold_pages` last, which workers do not know yet; `path`
+    are the prefix tree's nodes for the leading full ones. `promised` leading tokens are in the tree
+    of prefixes that others may wait for. `num_told` of the tokens, prompt included, have been in an
+    event: what a grammar forces before the first sample waits for it.
     """
 
     __slots__ = (
@@ -54,6 +56,7 @@ class Sequence:
         "limit",
         "num_cached",
         "num_prompt",
+        "num_told",
         "pages",
         "path",
         "pending",
@@ -65,6 +68,7 @@ class Sequence:
         "status",
         "stop_token_id",
         "tokens",
+        "untold_pages",
     )
 
     def __init__(
@@ -81,7 +85,7 @@ class Sequence:
         self.limit, self.runs_ahead, self.constraint = limit, runs_ahead, constraint
         self.status = Status.WAITING
         self.tokens = list(request.prompt_ids)
-        self.num_prompt = len(request.prompt_ids)
+        self.num_prompt = self.num_told = len(request.prompt_ids)
         eos = () if request.sampling.ignore_eos else request.eos_token_ids
         self.end_ids = frozenset((*eos, *request.sampling.stop_token_ids))
         self.computed = 0
@@ -89,6 +93,7 @@ class Sequence:
         self.in_flight = 0
         self.drafts: tuple[int, ...] = ()
         self.pages: list[int] = []
+        self.untold_pages: tuple[int, ...] = ()
         self.path: list[Node] = []
         self.promised = 0
         self.num_cached = 0
@@ -114,21 +119,54 @@ class Sequence:
 
     def extend(self, accepted: Items[int]) -> FinishReason | None:
         """Append tokens up to the first that ends the sequence; gives why, None to go on."""
-        sampling = self.request.sampling
+        sampling, constraint = self.request.sampling, self.constraint
         for token in accepted:
+            if constraint is not None and constraint.error:
+                return "error"  # so that the token was sampled under no mask of the grammar's
             self.tokens.append(token)
-            if token in self.end_ids and self.num_outputs >= sampling.min_tokens:
+            is_enough = self.num_outputs >= sampling.min_tokens
+            # A complete answer ends, however many tokens were asked for: nothing could follow.
+            if token in self.end_ids and (is_enough or (constraint and constraint.is_complete)):
                 is_eos = token in self.request.eos_token_ids and not sampling.ignore_eos
                 self.stop_token_id = None if is_eos else token
                 return "stop"
             if len(self.tokens) >= self.limit:
                 return "length"
-            if self.constraint is not None:
-                self.constraint.accept(token)
-        return None
+            if constraint is not None:
+                constraint.accept(token)
+        return "error" if constraint is not None and constraint.error else None
 
-    def masked_drafts(self) -> tuple[tuple[int, ...], bytes | None]:
-        """The drafts that the constraint lets through, and the mask's row for each position.
+    def jump(self) -> tuple[FinishReason | None, int]:
+        """Append what the constraint forces, without asking the model; gives why that ends the
+        sequence, None to go on, and how many tokens it was.
+
+        Where log-probabilities are asked for, only the model can give them, and nothing is forced.
+        """
+        if self.constraint is None or self.request.sampling.logprobs is not None:
+            return None, 0
+        num_before = len(self.tokens)
+        finish_reason = None
+        while finish_reason is None and (forced := self.constraint.forced()):
+            finish_reason = self.extend(forced)
+        return finish_reason, len(self.tokens) - num_before
+
+    def begin(self) -> int:
+        """Append what the constraint forces before the first sample; gives how many tokens.
+
+        They are computed with the prompt. At least one token is left to the model.
+        """
+        if self.constraint is None or self.request.sampling.logprobs is not None:
+            return 0
+        forced = self.constraint.forced()[: max(0, self.limit - len(self.tokens) - 1)]
+        for count, token in enumerate(forced):
+            if token in self.end_ids:
+                return count
+            self.tokens.append(token)
+            self.constraint.accept(token)
+        return len(forced)
+
+    def masked_drafts(self) -> tuple[tuple[int, ...], Mask | None]:
+        """The drafts that the constraint lets through, and the mask of every position.
 
         A draft that the constraint forbids would be refused by the sampler anyway, and one that
         ends the sequence leaves nothing to constrain: both cut the drafts there.
@@ -136,19 +174,15 @@ class Sequence:
         drafts = self.drafts[: max(0, self.limit - len(self.tokens) - 1)]
         if self.constraint is None:
             return drafts, None
-        rows = [self.constraint.mask()]
-        for token in drafts:
-            if token in self.end_ids or not rows[-1][token >> 3] >> (token & 7) & 1:
-                break
-            self.constraint.accept(token)
-            rows.append(self.constraint.mask())
-        num_kept = len(rows) - 1
-        self.constraint.rollback(num_kept)
-        return drafts[:num_kept], b"".join(rows)
+        ends = (index for index, token in enumerate(drafts) if token in self.end_ids)
+        drafts = drafts[: next(ends, len(drafts))]
+        drafts = drafts[: self.constraint.count_allowed(drafts)]
+        return drafts, self.constraint.mask(drafts)
 
     def rewind(self) -> None:
         """Back to waiting, with nothing computed; the tokens generated so far stay."""
         self.status = Status.WAITING
         self.computed = 0
-        if not self.num_outputs:
+        self.untold_pages = ()
+        if self.num_told == self.num_prompt:
             self.prompt_logprobs.clear()  # the prompt will be scored anew

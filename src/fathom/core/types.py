@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from fathom.core.sampling_checks import normalize
+from fathom.core.structured import StructuredOutputs as StructuredOutputs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -23,7 +24,7 @@ class SamplingParams:
     `temperature` 0 is greedy. `top_k` 0 means all. `max_tokens` None means up to the context.
     `stop` strings are matched on text, by the layer that detokenizes; everything else here is the
     core's and the sampler's business. `logprobs` k gives the chosen token's and the top k;
-    `prompt_logprobs` the same for prompt positions.
+    `prompt_logprobs` the same for prompt positions. `structured_outputs`: the form of the answer.
 
     An instance is valid and in normal form: lists become tuples, one stop string a tuple of it,
     `top_k` -1 becomes 0.
@@ -50,6 +51,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         given = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -94,6 +96,31 @@ class Admission:
     eos_token_ids: tuple[int, ...]
 
 
+@runtime_checkable  # which the decoder of plans needs
+class Mask(Protocol):
+    """The tokens allowed at the sampled positions of an entry."""
+
+    def read(self) -> bytes:
+        """Packed bits (little-endian, bit i of byte i // 8), one row per sampled position.
+
+        May compute them: whoever runs the step asks late, when the device is at work.
+        """
+        ...
+
+
+class MaskRows:
+    """A mask that is known. No dataclass: between processes, masks travel apart from the plan."""
+
+    __slots__ = ("_bits",)
+
+    def __init__(self, bits: bytes) -> None:
+        self._bits = bits
+
+    def read(self) -> bytes:
+        """The rows."""
+        return self._bits
+
+
 class PlanEntry(NamedTuple):
     """One sequence's part of a step: compute `tokens` at positions `start`, `start` + 1, ...
 
@@ -102,7 +129,7 @@ class PlanEntry(NamedTuple):
     `start + len(tokens) - 1 + i` checks draft i. `new_pages` extend the sequence's page table.
     `samples` says whether the last position (and the drafts) yield tokens; a prefill chunk that is
     not the prompt's last does not. `admission` is given on the first entry of a sequence.
-    `mask`: packed bits of the allowed tokens, one row per sampled position; None allows all.
+    `mask` None allows all tokens.
     """
 
     id: int
@@ -112,7 +139,7 @@ class PlanEntry(NamedTuple):
     samples: bool = True
     drafts: tuple[int, ...] = ()
     admission: Admission | None = None
-    mask: bytes | None = None
+    mask: Mask | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -172,7 +199,8 @@ class TokenEvent(NamedTuple):
 
     `stop_token_id`: the token that ended it where a stop token did (None for eos and length).
     `num_cached` prompt tokens came from the prefix cache. `queued_s` from arrival to first
-    schedule, set on the first event. `error` explains `finish_reason` "error".
+    schedule, set on the first event. `error` explains `finish_reason` "error", which is the
+    request's own fault where `blames_request`: its grammar grew too large.
     """
 
     id: str
@@ -184,6 +212,7 @@ class TokenEvent(NamedTuple):
     num_cached: int = 0
     queued_s: float | None = None
     error: str = ""
+    blames_request: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,3 +232,4 @@ class CoreStats:
     draft_rounds: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    forced_tokens: int = 0

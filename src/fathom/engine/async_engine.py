@@ -15,6 +15,7 @@ from typing import Literal
 from fathom.config import EngineConfig
 from fathom.core.types import CoreStats
 from fathom.engine.child import Child, EngineProcess, Launch, say
+from fathom.engine.grammars import GrammarChecker
 from fathom.engine.limits import check_request
 from fathom.engine.link import Link
 from fathom.engine.messages import (
@@ -34,7 +35,7 @@ from fathom.engine.messages import (
 )
 from fathom.engine.requests import GenerateRequest, SeedSource, split
 from fathom.engine.streams import RequestStream
-from fathom.engine.text_side import TextSide, load_text
+from fathom.engine.text_side import TextSide, load_text, tokenizer_directory
 from fathom.engine.timing import NoObserver, Observer
 from fathom.errors import EngineError, FathomError, RequestError, UnavailableError
 from fathom.spec.plan import DeploymentPlan
@@ -67,6 +68,7 @@ class AsyncEngine:
         self._seeds = SeedSource(config.seed)
         self._plan: DeploymentPlan | None = None
         self._text: TextSide | None = None
+        self._grammars = GrammarChecker(lambda: tokenizer_directory(config))
         self._link: Link | None = None
         self._child: Child | None = None
         self._is_closing = False
@@ -112,6 +114,7 @@ class AsyncEngine:
             _log.exception("engine supervision failed")
             self._die(EngineError(f"{type(error).__name__}: {error}"))
         finally:
+            await self._grammars.close()
             if self._child is not None:
                 await self._child.end(0.0)
 
@@ -190,6 +193,9 @@ class AsyncEngine:
         tokenizer = self._text.tokenizer
         check_request(request.prompt_ids, request.sampling, tokenizer)
         arrival_s = time.monotonic()
+        grammar = "" if request.asked is None else await self._grammars.check(request.asked)
+        if self.phase != "ready":  # it may have ended meanwhile
+            raise self._unavailable()
         seed = request.sampling.seed
         sequences = split(
             request,
@@ -202,7 +208,7 @@ class AsyncEngine:
         )
         self._register(stream)
         try:
-            self._send(Add(sequences), stream.refuse)
+            self._send(Add(sequences, grammar), stream.refuse)
             while not stream.is_finished:
                 yield await stream.next()
         finally:

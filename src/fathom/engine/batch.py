@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fathom.core.constraint import Constraint
 from fathom.core.loop import EngineCore
 from fathom.core.types import Request, TokenEvent
 from fathom.engine.progress import ProgressBar
@@ -16,10 +17,12 @@ from fathom.errors import OverloadedError
 
 @dataclass(slots=True)
 class Job:
-    """One request: its sequences, and the choice that each of them writes."""
+    """One request: its sequences, the choice that each of them writes, and what makes the
+    constraint of one, where they have any."""
 
     sequences: tuple[Request, ...]
     choices: list[Choice]
+    constrain: Callable[[], Constraint | None] = lambda: None
 
     @property
     def is_finished(self) -> bool:
@@ -61,8 +64,9 @@ class BatchRun:
     def _feed(self) -> None:
         now = time.monotonic()
         while self._waiting:
+            request = self._waiting[0]
             try:
-                self._core.add(self._waiting[0], now)
+                self._core.add(request, now, self._job_of[request.id].constrain())
             except OverloadedError:
                 return  # the queue is full; steps will make room
             self._running.add(self._waiting.popleft().id)

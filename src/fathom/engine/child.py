@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from fathom.errors import EngineError
 CONNECT_TIMEOUT_S = 60.0
 # An exit that follows SIGKILL; beyond it the kernel itself is stuck.
 REAP_TIMEOUT_S = 10.0
+EXIT_ORPHANED = 9
 
 ClientChannel = Channel[ToEngine, FromEngine]
 
@@ -114,6 +116,14 @@ class EngineProcess:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._process.pid, signal.SIGKILL)
         return self._process.returncode
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends (prctl(2), PR_SET_PDEATHSIG = 1)."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(EXIT_ORPHANED)
 
 
 def say(code: int) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -39,7 +39,11 @@ from fathom.engine.text_side import load_text
 from fathom.errors import ConfigError, EngineError, RequestError
 from fathom.spec.plan import DeploymentPlan
 from fathom.text.chat import asked_thinking, encode_chat
+from fathom.text.output import OutputFormat
 from fathom.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from fathom.text.grammar.engine import GrammarEngine
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +92,7 @@ class LLM:
         self._resources = ExitStack()
         self._loaded = self._resources.enter_context(load(config, _log_progress))
         self._seeds = SeedSource(config.seed)
+        self._grammars: GrammarEngine | None = None
         self._counter = itertools.count()
         self._is_closed = False
 
@@ -137,7 +142,8 @@ class LLM:
                 text, ids = encode_one(self._text.tokenizer, prompt)
             texts.append(text)
             encoded.append(ids)
-        return self._run("prompts", texts, encoded, sampling_params, use_tqdm)
+        formats = [OutputFormat()] * len(encoded)
+        return self._run("prompts", texts, encoded, formats, sampling_params, use_tqdm)
 
     def chat(
         self,
@@ -152,7 +158,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answers to one conversation or to each of several, by the model's chat template.
 
-        The text is as the model wrote it, reasoning and tool calls included.
+        The text is as the model wrote it, reasoning and tool calls included; `structured_outputs`
+        bind what follows the reasoning.
         `chat_template_kwargs` knows `thinking` (also `enable_thinking`), true or false.
         Raises: as `generate`.
         """
@@ -172,13 +179,18 @@ class LLM:
                 )
             texts.append(self._text.tokenizer.decode(ids))
             encoded.append(ids)
-        return self._run("conversations", texts, encoded, sampling_params, use_tqdm)
+        formats = [
+            self._text.template.output_format(self._text.tokenizer, ids, reads_tools=False)
+            for ids in encoded
+        ]
+        return self._run("conversations", texts, encoded, formats, sampling_params, use_tqdm)
 
     def _run(
         self,
         what: str,
         texts: Sequence[str | None],
         encoded: Sequence[tuple[int, ...]],
+        formats: Sequence[OutputFormat],
         asked: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
@@ -190,7 +202,7 @@ class LLM:
             zip(encoded, self._samplings(asked, len(encoded)), strict=True)
         ):
             with naming(what, index):
-                jobs.append(self._job(ids, sampling))
+                jobs.append(self._job(ids, sampling, formats[index]))
         bar = ProgressBar(len(jobs), sys.stderr, is_wanted=use_tqdm)
         try:
             BatchRun(self._loaded.core, jobs).run(bar)
@@ -215,18 +227,32 @@ class LLM:
             )
         return list(asked)
 
-    def _job(self, ids: tuple[int, ...], sampling: SamplingParams) -> Job:
+    def _job(self, ids: tuple[int, ...], sampling: SamplingParams, format: OutputFormat) -> Job:
         tokenizer, plan = self._text.tokenizer, self._loaded.plan
         check_request(ids, sampling, tokenizer)
+        request = GenerateRequest(
+            id=str(next(self._counter)), prompt_ids=ids, sampling=sampling, format=format
+        )
         sequences = split(
-            GenerateRequest(id=str(next(self._counter)), prompt_ids=ids, sampling=sampling),
+            request,
             seed=self._seeds.draw() if sampling.seed is None else sampling.seed,
             eos_ids=tokenizer.eos_ids,
             arrival_s=time.monotonic(),
         )
         token_limit(sequences[0], max_model_len=plan.max_model_len, pool_tokens=plan.kv_tokens)
         choices = [Choice.begin(tokenizer, sampling, index) for index in range(sampling.n)]
-        return Job(sequences, choices)
+        if request.asked is None:
+            return Job(sequences, choices)
+        grammars = self._grammar_engine()
+        grammar = grammars.check(request.asked)
+        return Job(sequences, choices, lambda: grammars.constraint(grammar))
+
+    def _grammar_engine(self) -> GrammarEngine:
+        if self._grammars is None:
+            from fathom.text.grammar.engine import GrammarEngine
+
+            self._grammars = GrammarEngine(self._text.tokenizer)
+        return self._grammars
 
 
 def _output(job: Job, text: str | None) -> RequestOutput:

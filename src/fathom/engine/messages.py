@@ -37,9 +37,11 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
 
 
 class Add(msgspec.Struct, frozen=True, tag=True):
-    """To the engine: run these sequences of one request, all of them or none."""
+    """To the engine: run these sequences of one request, all of them or none. `grammar`: what each
+    answer must match, as `GrammarEngine.check` gave it; empty for anything."""
 
     requests: tuple[Request, ...]
+    grammar: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

@@ -6,19 +6,21 @@ parent is gone. SIGTERM and SIGINT are the parent's business: it drains, then sa
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fathom import log
+from fathom.core.constraint import Constraint
 from fathom.core.loop import EngineCore
 from fathom.core.types import CoreStats, TokenEvent
 from fathom.engine.channel import Channel, ChannelClosed, SocketChannel
+from fathom.engine.child import EXIT_ORPHANED, die_with_parent
+from fathom.engine.constraints import ConstraintMaker
 from fathom.engine.messages import (
     Add,
     Cancel,
@@ -35,13 +37,15 @@ from fathom.engine.messages import (
     pack_error,
 )
 from fathom.engine.sockets import connect
+from fathom.engine.text_side import load_text
 from fathom.errors import EngineError, FathomError
 
 HEARTBEAT_S = 0.5
 CONNECT_TIMEOUT_S = 30.0
 # How long an idle engine sleeps on its socket before it looks around; messages wake it at once.
 IDLE_WAIT_S = 60.0
-EXIT_ORPHANED = 9
+# How often an engine without other work looks whether a grammar is compiled.
+COMPILE_POLL_S = 0.002
 
 _log = logging.getLogger(__name__)
 
@@ -52,9 +56,14 @@ class EngineServer:
     """Runs a core for whoever is at the other end of a channel, until told to stop."""
 
     def __init__(
-        self, core: EngineCore, channel: EngineChannel, clock: Callable[[], float] = time.monotonic
+        self,
+        core: EngineCore,
+        channel: EngineChannel,
+        clock: Callable[[], float] = time.monotonic,
+        constraints: ConstraintMaker | None = None,
     ) -> None:
         self._core, self._channel, self._clock = core, channel, clock
+        self._constraints = constraints
         self._is_stopping = False
         self._told = CoreStats()
         self.step_began_s: float | None = None
@@ -67,14 +76,22 @@ class EngineServer:
         the requests in it have been answered.
         """
         while not self._is_stopping:
-            message = self._channel.receive(0.0 if self._core.has_work else IDLE_WAIT_S)
+            message = self._channel.receive(self._wait_s())
             while message is not None:
                 self._handle(message)
                 message = self._channel.receive(0.0)
+            for add, made in self._constraints.ready() if self._constraints else ():
+                self._add(add, made)
             self._send(self._step() if self._core.has_work else [])
             if self._core.error:
                 raise EngineError("a step failed", found=self._core.error)
         self._send(self._core.fail_all("the engine was told to stop"))
+
+    def _wait_s(self) -> float:
+        if self._core.has_work:
+            return 0.0
+        is_making = self._constraints is not None and self._constraints.is_busy
+        return COMPILE_POLL_S if is_making else IDLE_WAIT_S
 
     def _step(self) -> list[TokenEvent]:
         now = self._clock()
@@ -93,8 +110,13 @@ class EngineServer:
 
     def _handle(self, message: ToEngine) -> None:
         if isinstance(message, Add):
-            self._add(message)
+            if message.grammar and self._constraints is not None:
+                self._constraints.make(message)
+            else:
+                self._add(message, [None] * len(message.requests))
         elif isinstance(message, Cancel):
+            if self._constraints is not None:
+                self._constraints.cancel(message.ids)
             for request_id in message.ids:
                 self._core.cancel(request_id)
         elif isinstance(message, Shutdown):
@@ -102,13 +124,15 @@ class EngineServer:
         else:
             raise EngineError("the engine has its settings already", found="Configure again")
 
-    def _add(self, message: Add) -> None:
+    def _add(self, message: Add, made: Sequence[Constraint | None] | FathomError) -> None:
         """All sequences or none, so that a client hears of a refusal before the first token."""
         now = self._clock()
         added: list[str] = []
         try:
-            for request in message.requests:
-                self._core.add(request, now)
+            if isinstance(made, FathomError):
+                raise made
+            for request, constraint in zip(message.requests, made, strict=True):
+                self._core.add(request, now, constraint)
                 added.append(request.id)
         except FathomError as error:
             for request_id in added:
@@ -178,24 +202,17 @@ def _load_and_run(channel: EngineChannel, heartbeat: HeartbeatThread) -> None:
     from fathom.engine.loading import load
 
     with load(message.config, lambda *news: channel.send(Progress(*news))) as loaded:
-        heartbeat.server = EngineServer(loaded.core, channel)
+        constraints = ConstraintMaker(lambda: load_text(message.config).tokenizer)
+        heartbeat.server = EngineServer(loaded.core, channel, constraints=constraints)
         channel.send(Ready(loaded.plan))
         heartbeat.server.run()
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends (prctl(2), PR_SET_PDEATHSIG = 1)."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(EXIT_ORPHANED)
 
 
 def main(arguments: list[str]) -> int:
     """Serve over the socket named by the only argument; gives the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):  # ignored by the ranks as well, which inherit it
         signal.signal(number, signal.SIG_IGN)
-    _die_with_parent()
+    die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         connection = connect(arguments[0], CONNECT_TIMEOUT_S)

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 from fathom.core.types import Request, SamplingParams
+from fathom.text.grammar.asked import Asked, ToolRules
 from fathom.text.output import OutputFormat
 
 
@@ -14,6 +15,7 @@ class GenerateRequest:
     """What to generate, with the prompt as tokens. `id` is unique among the running requests.
 
     `format` says how to read reasoning and tool calls out of the answer; the default reads none.
+    `tools`: calls that the answer may or must make, where that is to be enforced.
     `cache_salt` parts tenants' prefix caches. Lower `priority` goes first.
     """
 
@@ -23,6 +25,12 @@ class GenerateRequest:
     format: OutputFormat = field(default_factory=OutputFormat)
     cache_salt: str = ""
     priority: int = 0
+    tools: ToolRules | None = None
+
+    @property
+    def asked(self) -> Asked | None:
+        """What restricts the answers; None where nothing does."""
+        return Asked.of(self.sampling.structured_outputs, self.tools, self.format)
 
 
 class SeedSource:
@@ -44,7 +52,8 @@ def split(
 
     Only the first scores the prompt: the scores of all would be the same.
     """
-    first = replace(request.sampling, n=1)
+    # The form of the answer has become a grammar, which travels by itself.
+    first = replace(request.sampling, n=1, structured_outputs=None)
     rest = replace(first, prompt_logprobs=None)
     return tuple(
         Request(

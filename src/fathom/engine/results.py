@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fathom.core.types import SamplingParams, TokenEvent
-from fathom.errors import EngineError
+from fathom.errors import EngineError, RequestError
 from fathom.text.delta import Delta, FinishReason, TokenLogprob
 from fathom.text.output import OutputStream
 from fathom.text.tokenizer import Tokenizer
@@ -81,7 +81,8 @@ class Choice:
         Raises: EngineError where the engine gave up on it.
         """
         if event.finish_reason == "error":
-            raise EngineError("the engine could not complete the answer", found=event.error)
+            kind = RequestError if event.blames_request else EngineError
+            raise kind("the engine could not complete the answer", found=event.error)
         delta = self.stream.push(event)
         if delta is None:
             return

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fathom.core.types import Request, TokenEvent
 from fathom.engine.requests import GenerateRequest
 from fathom.engine.timing import Observer, RequestTimer
-from fathom.errors import EngineError, FathomError
+from fathom.errors import EngineError, FathomError, RequestError
 from fathom.text.delta import Delta
 from fathom.text.output import OutputStream
 from fathom.text.tokenizer import Tokenizer
@@ -61,7 +61,8 @@ class RequestStream:
             return
         self._timer.record(index, event, now)
         if event.finish_reason == "error":
-            self.fail(EngineError("the engine could not complete the answer", found=event.error))
+            kind = RequestError if event.blames_request else EngineError
+            self.fail(kind("the engine could not complete the answer", found=event.error))
         else:
             self._news.append(event)
             self._has_news.set()

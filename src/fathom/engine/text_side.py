@@ -45,9 +45,15 @@ def load_text(config: EngineConfig) -> TextSide:
     """
     model = model_directory(config)
     read_json(model / "config.json")  # a directory that holds no checkpoint is said to hold none
-    directory = _directory(config.tokenizer, "--tokenizer") if config.tokenizer else model
-    tokenizer = Tokenizer.load(directory)
+    tokenizer = Tokenizer.load(tokenizer_directory(config))
     return TextSide(tokenizer, choose_template(tokenizer.config), default_sampling(model))
+
+
+def tokenizer_directory(config: EngineConfig) -> Path:
+    """Where the tokenizer's files are. Raises: CheckpointError where that is no directory."""
+    if config.tokenizer:
+        return _directory(config.tokenizer, "--tokenizer")
+    return model_directory(config)
 
 
 def _directory(name: str, flag: str) -> Path:

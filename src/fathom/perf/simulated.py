@@ -287,10 +287,11 @@ class SimulatedExecutor:
         """The token at the last position, and one more for each draft that it confirms."""
         admission = sequence.admission
         base = len(sequence.tokens) - len(entry.drafts) - 1
-        row_bytes = len(entry.mask) // (len(entry.drafts) + 1) if entry.mask else 0
+        bits = entry.mask.read() if entry.mask else b""
+        row_bytes = len(bits) // (len(entry.drafts) + 1)
         accepted: list[int] = []
         for i, draft in enumerate((*entry.drafts, None)):
-            mask = entry.mask[i * row_bytes : (i + 1) * row_bytes] if entry.mask else None
+            mask = bits[i * row_bytes : (i + 1) * row_bytes] if entry.mask else None
             num_outputs = base + 1 + i - admission.num_prompt
             prefix_hash = sequence.hashes[base + i]
             accepted.append(self.model.next_token(prefix_hash, admission, num_outputs, mask))

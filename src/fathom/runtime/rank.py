@@ -16,6 +16,7 @@ from fathom.errors import FathomError
 from fathom.ops.comm import Communicator, TorchGroup
 from fathom.runtime.build import build_worker, start_threads
 from fathom.runtime.executors.wire import (
+    FollowingMasks,
     FramedSocket,
     RankFailed,
     RankReady,
@@ -65,7 +66,10 @@ def _serve(connection: FramedSocket, start: RankStart, rank: int) -> None:
     worker = build_worker(start.plan, shard, comm, _device(start.plan.device, rank))
     connection.send(encode(RankReady()))
     while (body := connection.receive()) is not None:
-        result = worker.execute(decode_plan(body))
+        masks = FollowingMasks(connection.receive)
+        result = worker.execute(decode_plan(body, masks))
+        if masks.count:
+            masks.bits()  # a rank that does not sample has not read them
         if rank == 0:
             connection.send(encode(RankResult(result)))
 

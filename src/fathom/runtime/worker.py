@@ -112,6 +112,7 @@ class Worker:
         """Accepted tokens, and log-probabilities where asked, by sequence id."""
         index = [row for segment in segments for row in segment.sample_rows]
         logits = self._model.logits(hidden[torch.tensor(index, device=hidden.device)])
+        # Masks are read here: a device that works by itself is still at the logits.
         rows = [row for segment in segments for row in _sample_rows(segment)]
         wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
         raw = logits[torch.tensor(wanted, device=logits.device)] if wanted else None
@@ -204,8 +205,9 @@ def _sample_rows(segment: Segment) -> Iterator[SampleRow]:
     sampling = admission.sampling
     masks: list[bytes | None] = [None] * len(segment.sample_rows)
     if entry.mask is not None:
-        size = len(entry.mask) // len(masks)
-        masks = [entry.mask[i * size : (i + 1) * size] for i in range(len(masks))]
+        bits = entry.mask.read()
+        size = len(bits) // len(masks)
+        masks = [bits[i * size : (i + 1) * size] for i in range(len(masks))]
     counts = segment.state.counts() if has_penalties(sampling) else None
     ends = (*admission.eos_token_ids, *sampling.stop_token_ids)
     for i, mask in enumerate(masks):

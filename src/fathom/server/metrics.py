@@ -145,6 +145,7 @@ def _render_engine(lines: list[str], stats: CoreStats, labels: Mapping[str, str]
         "num_preemptions": ("Sequences put back to wait", stats.preemptions),
         "spec_decode_num_drafts": ("Drafts, of one or more tokens each", stats.draft_rounds),
         "spec_decode_num_draft_tokens": ("Tokens drafted", stats.draft_tokens),
+        "forced_tokens": ("Tokens that a grammar forced, without a step", stats.forced_tokens),
         "spec_decode_num_accepted_tokens": ("Drafted tokens accepted", stats.accepted_tokens),
     }
     # One reason is known here: no room in the batch or in the page pool.

@@ -52,9 +52,12 @@ class ChatTemplate:
     ) -> OutputFormat:
         """How to read the answer to `prompt_ids`; `reads_tools` where the request offers tools."""
         splits = self.reasons != "never"
+        is_inside = splits and _ends_inside_reasoning(tokenizer, prompt_ids)
         return OutputFormat(
             splits_reasoning=splits,
-            starts_inside=splits and _ends_inside_reasoning(tokenizer, prompt_ids),
+            starts_inside=is_inside,
+            opens_reasoning=self.reasons == "always"
+            and prompt_ids[-1] == tokenizer.special_ids.get(ASSISTANT),
             tools=self.tool_format if reads_tools else None,
         )
 

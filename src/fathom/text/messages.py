@@ -154,14 +154,7 @@ def _tool(raw: object, param: str) -> Tool:
     _only(fields, _TOOL_FIELDS, param, "a tool")
     function = _object(fields.get("function"), f"{param}.function")
     _only(function, _FUNCTION_FIELDS, f"{param}.function", "a function")
-    if function.get("strict"):
-        raise RequestError(
-            f"{param}.function.strict: structured output is not implemented yet",
-            param=f"{param}.function.strict",
-            code="unsupported_value",
-            found="true",
-            wanted="false, or nothing",
-        )
+    _boolean(function.get("strict"), f"{param}.function.strict")
     parameters = function.get("parameters")
     return Tool(
         name=_name(function.get("name"), f"{param}.function.name"),

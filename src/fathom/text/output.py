@@ -26,11 +26,13 @@ class OutputFormat:
     """How to read an answer. The default reads none of it: all is text.
 
     `splits_reasoning`: part it at `<think>` and `</think>`; `starts_inside`: the prompt has opened
-    the reasoning. `tools`: the format of tool calls, where the request offers tools.
+    the reasoning; `opens_reasoning`: the model will. `tools`: the format of tool calls, where the
+    request offers tools.
     """
 
     splits_reasoning: bool = False
     starts_inside: bool = False
+    opens_reasoning: bool = False
     tools: ToolFormat | None = None
 
     @property

@@ -25,7 +25,14 @@ from fathom.core.types import StepPlan
 from fathom.errors import CapacityError, CheckpointError, ConfigError, EngineError, FathomError
 from fathom.runtime.executors.pending import PendingStep, PendingSteps
 from fathom.runtime.executors.rank_process import RankProcess
-from fathom.runtime.executors.wire import RankFailed, RankMessage, RankResult, RankStart, encode
+from fathom.runtime.executors.wire import (
+    RankFailed,
+    RankMessage,
+    RankResult,
+    RankStart,
+    encode,
+    encode_masks,
+)
 from fathom.spec.plan import DeploymentPlan
 
 _log = logging.getLogger(__name__)
@@ -54,7 +61,7 @@ class DistributedExecutor:
     ) -> None:
         self.capacity = capacity
         self._pending = PendingSteps(capacity.depth)
-        self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
         self._state = threading.Condition()
         self._ready: set[int] = set()
         self._failed: dict[int, RankFailed] = {}  # in the order of their arrival
@@ -75,7 +82,7 @@ class DistributedExecutor:
     def submit(self, plan: StepPlan) -> PendingStep:
         """Queue a plan. Raises: EngineError after a failure or `close`, or over the depth."""
         step = self._pending.open(plan)
-        self._frames.put(encode(plan))
+        self._plans.put(plan)
         return step
 
     def close(self) -> None:
@@ -84,7 +91,7 @@ class DistributedExecutor:
             self._is_closing = True
             self._state.notify_all()
         self._pending.fail(EngineError("the executor", found="closed"))
-        self._frames.put(None)
+        self._plans.put(None)
         for rank in self._ranks:
             rank.ask_to_end()
         for rank in self._ranks:
@@ -134,10 +141,17 @@ class DistributedExecutor:
         )
 
     def _send(self) -> None:
-        """In its own thread: a rank that is busy may leave a large plan in the socket for long."""
-        while (frame := self._frames.get()) is not None:
-            for rank in self._ranks:
-                rank.send(frame)
+        """In its own thread: a rank that is busy may leave a large plan in the socket for long,
+        and masks are computed here while the ranks are at work."""
+        while (plan := self._plans.get()) is not None:
+            self._send_frame(encode(plan))
+            masks = encode_masks(plan)
+            if masks is not None:
+                self._send_frame(masks)
+
+    def _send_frame(self, frame: bytes) -> None:
+        for rank in self._ranks:
+            rank.send(frame)
 
     def _on_message(self, rank: int, message: RankMessage) -> None:
         if isinstance(message, RankResult):

@@ -2,19 +2,22 @@
 
 A frame is eight bytes of length and a msgpack message. The executor sends one `RankStart`, then
 `StepPlan`s; a rank answers with `RankReady`, then, the first rank only, with a `RankResult` a plan;
-or with one `RankFailed`, and exits. A closed connection ends a rank.
+or with one `RankFailed`, and exits. A closed connection ends a rank. After a plan with masks comes
+a frame of their bits, in the order of the entries, so that they are computed while the ranks run
+the step; a rank reads it when it samples.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from fathom.core.types import StepPlan, StepResult
+from fathom.core.types import Mask, StepPlan, StepResult
 from fathom.errors import EngineError
 from fathom.spec.plan import DeploymentPlan
 
@@ -52,9 +55,10 @@ class RankFailed(msgspec.Struct, frozen=True, tag=True):
 
 RankMessage = RankReady | RankResult | RankFailed
 
-_encoder = msgspec.msgpack.Encoder()
+_FOLLOWS = "follows"  # what stands for a mask in a plan's frame
+_encoder = msgspec.msgpack.Encoder(enc_hook=lambda mask: _FOLLOWS)
+_masks_decoder = msgspec.msgpack.Decoder(list[bytes])
 _start_decoder = msgspec.msgpack.Decoder(RankStart)
-_plan_decoder = msgspec.msgpack.Decoder(StepPlan)
 _message_decoder: msgspec.msgpack.Decoder[RankMessage] = msgspec.msgpack.Decoder(
     RankReady | RankResult | RankFailed
 )
@@ -70,9 +74,49 @@ def decode_start(body: bytes) -> RankStart:
     return _start_decoder.decode(body)
 
 
-def decode_plan(body: bytes) -> StepPlan:
-    """Every later message to a rank."""
-    return _plan_decoder.decode(body)
+def encode_masks(plan: StepPlan) -> bytes | None:
+    """The frame that follows a plan's; None where it has no masks. Computes them."""
+    masks = [entry.mask.read() for entry in plan.entries if entry.mask is not None]
+    return encode(masks) if masks else None
+
+
+class FollowingMasks:
+    """The masks of one plan, received when the first of them is read."""
+
+    def __init__(self, receive: Callable[[], bytes | None]) -> None:
+        self._receive = receive
+        self._bits: list[bytes] | None = None
+        self.count = 0
+
+    def open(self, kind: type, value: object) -> _FollowingMask:
+        """The mask that stands at the next place of the plan: a hook for its decoder."""
+        if kind is not Mask or value != _FOLLOWS:
+            raise msgspec.ValidationError(f"{value!r} is no {kind.__name__}")
+        self.count += 1
+        return _FollowingMask(self, self.count - 1)
+
+    def bits(self) -> list[bytes]:
+        """All of them. Raises: EngineError where the other end is gone."""
+        if self._bits is None:
+            body = self._receive()
+            if body is None:
+                raise EngineError("the masks of a step", found="a closed connection")
+            self._bits = _masks_decoder.decode(body)
+        return self._bits
+
+
+class _FollowingMask:
+    def __init__(self, masks: FollowingMasks, place: int) -> None:
+        self._masks, self._place = masks, place
+
+    def read(self) -> bytes:
+        """The rows, which may have to come first."""
+        return self._masks.bits()[self._place]
+
+
+def decode_plan(body: bytes, masks: FollowingMasks) -> StepPlan:
+    """Every later message to a rank, with `masks` for those of its entries."""
+    return msgspec.msgpack.decode(body, type=StepPlan, dec_hook=masks.open)
 
 
 def decode_message(body: bytes) -> RankMessage:

@@ -26,6 +26,7 @@ from fathom.server.openai.responses import (
 )
 from fathom.server.openai.sampling import fit_context, sampling_params
 from fathom.server.openai.schema import ChatRequest, given
+from fathom.server.openai.structured import check_tool_choice, tool_rules
 from fathom.server.state import ServedModel, ServerState
 from fathom.text.chat import asked_thinking, encode_chat
 from fathom.text.delta import Delta
@@ -49,8 +50,7 @@ def _prepare(body: bytes, model: ServedModel) -> _Job:
     params = sampling_params(request, model.defaults)
     # The model may call what it is shown, so with "none" it is shown nothing.
     tools = None if request.tool_choice == "none" else request.tools or None
-    if request.tool_choice == "auto" and not request.tools:
-        raise RequestError("tool_choice needs tools", param="tool_choice")
+    check_tool_choice(request)
     prompt_ids = encode_chat(
         model.tokenizer,
         model.template,
@@ -70,6 +70,7 @@ def _prepare(body: bytes, model: ServedModel) -> _Job:
         ),
         cache_salt=request.cache_salt or "",
         priority=request.priority,
+        tools=tool_rules(request, model.template),
     )
     return _Job(
         request=request,

@@ -23,10 +23,6 @@ class Refused:
         return any(type(value) is type(one) and value == one for one in self.harmless)
 
 
-_NO_GRAMMAR = Refused(
-    "structured output is not implemented yet",
-    fix="describe the format in a message and check the answer",
-)
 _NO_TEMPLATE = Refused(
     "a template is code, and none is taken from a request",
     fix="choose the template when the server starts: --chat-template",
@@ -43,15 +39,11 @@ _ALWAYS_SPLIT = "reasoning is always given apart from the content"
 _DEAD_FUNCTIONS = Refused("OpenAI replaced it in 2023", fix="use tools and tool_choice")
 
 _COMMON: dict[str, Refused] = {
-    "guided_json": _NO_GRAMMAR,
-    "guided_regex": _NO_GRAMMAR,
-    "guided_choice": _NO_GRAMMAR,
-    "guided_grammar": _NO_GRAMMAR,
-    "guided_decoding_backend": _NO_GRAMMAR,
-    "structured_outputs": _NO_GRAMMAR,
-    "regex": _NO_GRAMMAR,
-    "ebnf": _NO_GRAMMAR,
-    "json_schema": _NO_GRAMMAR,
+    **{
+        f"guided_{name}": Refused("vLLM renamed it", fix=f"use structured_outputs: {{{name}: ...}}")
+        for name in ("json", "regex", "choice", "grammar", "json_object", "whitespace_pattern")
+    },
+    "guided_decoding_backend": Refused("there is one grammar engine", fix="leave it out"),
     "stop_regex": Refused("stopping at a pattern is not implemented yet", fix="use stop"),
     "no_stop_trim": Refused("vLLM's name is used here", (False,), "use include_stop_str_in_output"),
     "spaces_between_special_tokens": Refused(
@@ -129,7 +121,6 @@ COMPLETION: Mapping[str, Refused] = MappingProxyType(
     | {
         "suffix": Refused("filling in the middle is not implemented yet", ("",)),
         "messages": Refused("it belongs to /v1/chat/completions", fix="use prompt"),
-        "response_format": Refused(_NO_GRAMMAR.why, ({"type": "text"},), _NO_GRAMMAR.fix),
         "max_completion_tokens": Refused(
             "it belongs to /v1/chat/completions", fix="use max_tokens"
         ),
@@ -139,17 +130,6 @@ COMPLETION: Mapping[str, Refused] = MappingProxyType(
 # Values of honoured fields that are known but not honoured: path without indices -> value -> why.
 VALUES: Mapping[str, Mapping[object, Refused]] = MappingProxyType(
     {
-        "response_format.type": {
-            "json_object": _NO_GRAMMAR,
-            "json_schema": _NO_GRAMMAR,
-            "structural_tag": _NO_GRAMMAR,
-        },
-        "tool_choice": {
-            "required": Refused(
-                "forcing a tool call is not implemented yet", fix="use auto and ask for it"
-            )
-        },
-        "tools.function.strict": {True: _NO_GRAMMAR},
         "thinking.type": {
             "adaptive": Refused("the models cannot decide on it", fix="use enabled or disabled")
         },
@@ -157,13 +137,7 @@ VALUES: Mapping[str, Mapping[object, Refused]] = MappingProxyType(
 )
 
 # Objects that are known under a field whose honoured values are words.
-OBJECTS: Mapping[str, Refused] = MappingProxyType(
-    {
-        "tool_choice": Refused(
-            "forcing a named tool is not implemented yet", fix="use auto and send that tool only"
-        )
-    }
-)
+OBJECTS: Mapping[str, Refused] = MappingProxyType({})
 
 # Fields of inner objects, by path without indices.
 INNER: Mapping[str, Mapping[str, Refused]] = MappingProxyType(
@@ -171,7 +145,16 @@ INNER: Mapping[str, Mapping[str, Refused]] = MappingProxyType(
         "stream_options": {
             "include_obfuscation": Refused("chunks are not padded", (False,)),
         },
-        "response_format": {"json_schema": _NO_GRAMMAR, "schema": _NO_GRAMMAR},
+        "response_format": {
+            "schema": Refused("its place is elsewhere", fix="use json_schema: {schema: ...}"),
+            "format": Refused("tags are given as structures and triggers"),
+        },
+        "structured_outputs": {
+            "disable_fallback": Refused("there is no other engine", (True, False)),
+            "disable_additional_properties": Refused(
+                "the schema says what is allowed", (False,), "set additionalProperties in it"
+            ),
+        },
         "thinking": {"budget_tokens": _NO_LIMIT_OF_REASONING},
         "chat_template_kwargs": {"reasoning_effort": Refused("it is a field of the request")},
     }

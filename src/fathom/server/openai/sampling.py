@@ -8,6 +8,7 @@ from typing import TypeVar
 from fathom.core.types import SamplingParams
 from fathom.errors import ContextLengthError, RequestError
 from fathom.server.openai.schema import ChatRequest, CompletionRequest, Sampling
+from fathom.server.openai.structured import form_of
 
 MAX_NAME_CHARS = 256
 _MAX_PRIORITY = 2**31 - 1
@@ -46,6 +47,7 @@ def sampling_params(
         prompt_logprobs=_num_prompt_logprobs(request),
         logit_bias=_logit_bias(request.logit_bias or {}),
         skip_special_tokens=request.skip_special_tokens,
+        structured_outputs=form_of(request),
     )
 
 

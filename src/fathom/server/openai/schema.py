@@ -38,10 +38,35 @@ class Thinking(Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["enabled", "disabled"]
 
 
-class ResponseFormat(Struct, frozen=True, forbid_unknown_fields=True):
-    """`response_format`: free text, the only one that is honoured yet."""
+class JsonSchema(Struct, frozen=True, forbid_unknown_fields=True):
+    """`response_format.json_schema`. The schema holds whether `strict` is said or not."""
 
-    type: Literal["text"]
+    schema: dict[str, Any] | bool | None = None
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, frozen=True, forbid_unknown_fields=True):
+    """`response_format`: OpenAI's, and vLLM's structural tags."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    json_schema: JsonSchema | None = None
+    structures: list[dict[str, Any]] | None = None
+    triggers: list[str] | None = None
+
+
+class Structured(Struct, frozen=True, forbid_unknown_fields=True):
+    """`structured_outputs`: vLLM's, one of several forms."""
+
+    json: dict[str, Any] | str | bool | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    structural_tag: dict[str, Any] | str | None = None
+    disable_any_whitespace: bool | None = None
+    whitespace_pattern: str | None = None
 
 
 class Function(Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,7 +75,7 @@ class Function(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
 
 
 class Tool(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +83,19 @@ class Tool(Struct, frozen=True, forbid_unknown_fields=True):
 
     type: Literal["function"]
     function: Function
+
+
+class FunctionName(Struct, frozen=True, forbid_unknown_fields=True):
+    """`tool_choice.function`."""
+
+    name: str
+
+
+class NamedTool(Struct, frozen=True, forbid_unknown_fields=True):
+    """`tool_choice`: the tool that must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
 
 
 class Sampling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,6 +128,12 @@ class Sampling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     return_token_ids: bool = False
     user: str | None = None
     safety_identifier: str | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: Structured | None = None
+    json_schema: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | None = None
 
 
 class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,9 +144,8 @@ class ChatRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     logprobs: bool = False
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool = True
-    response_format: ResponseFormat | None = None
     chat_template_kwargs: TemplateKwargs | None = None
     thinking: Thinking | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (

@@ -1,0 +1,150 @@
+"""Checks grammars in a process that is killed where it takes too long or too much memory.
+
+    AsyncEngine.generate ── Asked ──▶ grammar_process  builds, compiles, computes a first mask
+                         ◀── text ──┘                  under limits of time, memory and states
+
+The engine's process compiles the text again, under the same limits of states: an automaton cannot
+be sent, and what has compiled here compiles there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from fathom.config import child_environment
+from fathom.engine.child import CONNECT_TIMEOUT_S
+from fathom.engine.messages import ErrorParts, unpack_error
+from fathom.errors import EngineError, OverloadedError, RequestError
+from fathom.text.grammar.asked import Asked
+
+CHECK_TIMEOUT_S = 1.5
+MAX_WAITING = 64
+_MAX_CACHED = 256
+LENGTH = struct.Struct(">I")
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """The answer of the process: the grammar's text, or what is wrong. Neither: it is ready."""
+
+    text: str = ""
+    error: ErrorParts | None = None
+
+
+_checked = msgspec.msgpack.Decoder(Checked)
+
+
+class GrammarChecker:
+    """One process, started when the first grammar comes, and again after it was killed."""
+
+    def __init__(self, directory: Callable[[], Path]) -> None:
+        self._directory = directory
+        self._process: asyncio.subprocess.Process | None = None
+        self._lock = asyncio.Lock()
+        self._num_waiting = 0
+        self._known: OrderedDict[bytes, str] = OrderedDict()
+
+    async def check(self, asked: Asked) -> str:
+        """The text of the grammar, which compiles within the limits.
+
+        Raises: RequestError where it does not; OverloadedError where too many wait for this.
+        """
+        body = msgspec.msgpack.encode(asked)
+        text = self._known.get(body)
+        if text is None:
+            if self._num_waiting >= MAX_WAITING:
+                raise OverloadedError(
+                    "too many grammars wait to be compiled", retry_after_s=5, fix="try again later"
+                )
+            self._num_waiting += 1
+            try:
+                async with self._lock:
+                    text = self._known.get(body) or await self._ask(asked, body)
+            finally:
+                self._num_waiting -= 1
+            self._known[body] = text
+            if len(self._known) > _MAX_CACHED:
+                self._known.popitem(last=False)
+        self._known.move_to_end(body)
+        return text
+
+    async def _ask(self, asked: Asked, body: bytes) -> str:
+        field = asked.form.field if asked.form is not None else "tools"
+        process = await self._started()
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                answer = await _exchange(process, body)
+        except TimeoutError:
+            await self._kill()
+            raise RequestError(
+                f"{field} takes too long to compile",
+                param=field,
+                code="unsupported_schema",
+                wanted=f"at most {CHECK_TIMEOUT_S:g} s",
+                fix="make it smaller: long alternatives, repetitions and patterns cost most",
+            ) from None
+        except (asyncio.IncompleteReadError, OSError):
+            await self._kill()
+            raise RequestError(
+                f"{field} takes too much memory to compile", param=field, code="unsupported_schema"
+            ) from None
+        except BaseException:
+            await self._kill()  # a client that left: the answer to come is nobody's
+            raise
+        if answer.error is not None:
+            raise unpack_error(answer.error)
+        return answer.text
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        """The process, ready. Raises: EngineError where it does not come up."""
+        if self._process is None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-P", "-m", "fathom.engine.grammar_process", str(self._directory())),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=child_environment(),
+                start_new_session=True,
+                limit=1 << 24,
+            )
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    await _receive(self._process)
+            except (TimeoutError, asyncio.IncompleteReadError) as error:
+                await self._kill()
+                raise EngineError("the process that checks grammars did not come up") from error
+            except BaseException:
+                await self._kill()
+                raise
+        return self._process
+
+    async def close(self) -> None:
+        """End the process; idempotent."""
+        await self._kill()
+
+    async def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await asyncio.shield(process.wait())
+
+
+async def _exchange(process: asyncio.subprocess.Process, body: bytes) -> Checked:
+    assert process.stdin is not None
+    process.stdin.write(LENGTH.pack(len(body)) + body)
+    await process.stdin.drain()
+    return await _receive(process)
+
+
+async def _receive(process: asyncio.subprocess.Process) -> Checked:
+    assert process.stdout is not None
+    (size,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
+    return _checked.decode(await process.stdout.readexactly(size))

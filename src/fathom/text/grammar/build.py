@@ -1,0 +1,225 @@
+"""What was asked of an answer, as one grammar in the notation of the grammar engine (Lark).
+
+    start: (reasoning gap)? (form | text? calls)
+
+Control tokens stand in it by id, so that no text of the answer can pretend to be one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from llguidance import regex_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
+
+from fathom.core.types import StructuredOutputs
+from fathom.errors import RequestError
+from fathom.text.grammar.asked import Asked, Reasoning, ToolRule, ToolRules
+from fathom.text.grammar.schema import find_fault, parse_schema, without_harmless
+from fathom.text.markers import (
+    CALL_BEGIN,
+    CALL_END,
+    CALLS_BEGIN,
+    CALLS_END,
+    END_THINK,
+    SEP,
+    THINK,
+)
+from fathom.text.tokenizer import Tokenizer
+
+# A space, or a line break with its indent: nothing with which an answer could go on for ever.
+_WHITE_SPACE = r" |\n[ ]{0,32}"
+_ANY_OBJECT = {"type": "object"}
+_IGNORED_OPTION = re.compile(r"\[[^\]\n]*\b(temperature|max_tokens|stop|capture)\b[^\]\n]*\]\s*:")
+
+
+def grammar_text(asked: Asked, tokenizer: Tokenizer) -> str:
+    """The grammar, for the engine.
+
+    Raises: RequestError that names the field at fault, with a pointer into a schema.
+    """
+    rules = _Rules(tokenizer)
+    before = rules.reasoning(asked.reasoning)
+    answers = []
+    if asked.form is not None:
+        answers.append(rules.form(asked.form))
+    if asked.tools is not None:
+        calls = rules.calls(asked.tools)
+        has_text = asked.form is None and not asked.tools.must_call
+        answers.append(f"TEXT ({calls})?" if has_text else calls)
+    rules.lines.insert(0, f"start: {before} ({' | '.join(answers)})")
+    main = "\n".join([*rules.lines, "TEXT: /(?s:.*)/"])
+    grammars = [{"name": "main", "lark_grammar": main}, *rules.others]
+    return json.dumps({"grammars": grammars}, ensure_ascii=False)
+
+
+class _Rules:
+    """The lines of a grammar under construction, and further grammars that it names."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._ids = tokenizer.special_ids
+        self._never = ",".join(
+            str(i) for i in sorted({*tokenizer.special_ids.values(), *tokenizer.eos_ids})
+        )
+        self.lines: list[str] = []
+        self.others: list[dict[str, str]] = []
+
+    def _marker(self, name: str) -> str:
+        """A marker: its token, or its text where the tokenizer has none."""
+        return f"<[{self._ids[name]}]>" if name in self._ids else json.dumps(name)
+
+    def reasoning(self, kind: Reasoning) -> str:
+        """What precedes the answer: any text, its end, and line breaks as models put them there."""
+        if kind == "none":
+            return ""
+        opening = self._marker(THINK) if kind == "opens" else ""
+        self.lines.append(r"GAP: /\n{0,2}/")
+        if END_THINK in self._ids:
+            return f"{opening} <[^{self._never}]>* {self._marker(END_THINK)} GAP"
+        self.lines.append(r"thoughts[lazy]: /(?s:.*)<\/think>/")
+        return f"{opening} thoughts GAP"
+
+    def form(self, form: StructuredOutputs) -> str:
+        """The rule for the answer proper."""
+        if form.json is not None or form.json_object:
+            field = form.field_path("json")
+            text = json.dumps(_ANY_OBJECT) if form.json_object else str(form.json)
+            return self._json(_checked(text, field), form)
+        if form.regex is not None:
+            return _regex(form.regex)
+        if form.choice is not None:
+            return f"({' | '.join(json.dumps(text) for text in form.choice)})"
+        if form.structural_tag is not None:
+            return self._tags(str(form.structural_tag), form)
+        return self._own_grammar(str(form.grammar), form.field_path("grammar"))
+
+    def _json(self, schema: Any, form: StructuredOutputs | None = None) -> str:
+        """The rule of a checked schema."""
+        options: dict[str, Any] = {"whitespace_pattern": _WHITE_SPACE}
+        if form is not None and form.whitespace_pattern is not None:
+            options = {"whitespace_pattern": form.whitespace_pattern}
+        elif form is not None and form.disable_any_whitespace:
+            options = {
+                "whitespace_flexible": False,
+                "item_separator": ", ",
+                "key_separator": ": ",
+            }
+        if isinstance(schema, bool):
+            schema = {} if schema else {"enum": []}
+        return "%json " + json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
+
+    def _own_grammar(self, text: str, field: str) -> str:
+        option = _IGNORED_OPTION.search(text)
+        if option is not None:
+            raise RequestError(
+                f"{field}: the option {option[1]} of a rule is not honoured", param=field
+            )
+        try:
+            lark = any_to_lark(text)
+        except Exception as error:  # a converter that raises whatever its parsing meets
+            raise RequestError(
+                f"{field} is not a grammar", param=field, found=str(error)[:300]
+            ) from None
+        self.others.append({"name": "own", "lark_grammar": lark})
+        return "@own"
+
+    def calls(self, tools: ToolRules) -> str:
+        """A block of calls in the template's form."""
+        names = []
+        for index, tool in enumerate(tools.tools):
+            names.append(f"call_{index}")
+            arguments = self._json(_arguments_schema(tool))
+            opening = [self._marker(CALL_BEGIN)]
+            closing = self._marker(CALL_END)
+            if tools.format == "fenced":
+                opening += ['"function"', self._marker(SEP), json.dumps(f"{tool.name}\n```json\n")]
+                closing = f'"\\n```" {closing}'
+            else:
+                opening += [json.dumps(tool.name), self._marker(SEP)]
+            self.lines.append(f"call_{index}: {' '.join(opening)} {arguments} {closing}")
+        self.lines.append(f"call: {' | '.join(names)}")
+        between = '"\\n" ' if tools.format == "fenced" else ""
+        more = "" if tools.is_single else f"({between}call)*"
+        return f"{self._marker(CALLS_BEGIN)} call {more} {self._marker(CALLS_END)}"
+
+    def _tags(self, text: str, form: StructuredOutputs) -> str:
+        """Free text in which each trigger opens one of the tags that begin with it."""
+        field = form.field_path("structural_tag")
+        tags = _structures(text, field)
+        for index, (trigger, begin, schema, end) in enumerate(tags):
+            self.lines.append(f"trigger_{index}[lazy]: TEXT {json.dumps(trigger)}")
+            rest = begin[len(trigger) :]
+            parts = [json.dumps(rest)] if rest else []
+            parts.append(self._json(_checked_value(schema, f"{field}.structures[{index}].schema")))
+            parts += [json.dumps(end)] if end else []
+            self.lines.append(f"tag_{index}: trigger_{index} {' '.join(parts)}")
+        names = " | ".join(f"tag_{index}" for index in range(len(tags)))
+        self.lines.append("tail: TEXT")
+        return f"({names})* tail"
+
+
+def _checked(text: str, field: str) -> Any:
+    """The schema in `text`. Raises: RequestError where it cannot be enforced."""
+    return _checked_value(parse_schema(text, field), field)
+
+
+def _checked_value(schema: Any, field: str) -> Any:
+    fault = find_fault(schema)
+    if fault is not None:
+        raise fault.error(field)
+    return without_harmless(schema)
+
+
+def _arguments_schema(tool: ToolRule) -> Any:
+    if tool.schema is None:
+        return _ANY_OBJECT
+    schema = parse_schema(tool.schema, tool.param)
+    fault = find_fault(schema)
+    if fault is None:
+        # Arguments are an object; a schema need not say so.
+        return {"type": "object", **without_harmless(schema)} if schema is not True else _ANY_OBJECT
+    if tool.is_strict:
+        raise fault.error(tool.param)
+    return _ANY_OBJECT  # nothing was promised
+
+
+def _regex(pattern: str) -> str:
+    return f"/{regex_to_lark(pattern)}/"
+
+
+def _structures(text: str, field: str) -> list[tuple[str, str, Any, str]]:
+    """vLLM's `structures` with the trigger of each: (trigger, begin, schema, end)."""
+
+    def wrong(found: str, wanted: str) -> RequestError:
+        return RequestError(f"{field} is not valid", param=field, found=found, wanted=wanted)
+
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise wrong(str(error)[:200], "JSON") from None
+    fields = {"type", "structures", "triggers"}
+    if not isinstance(raw, dict) or not set(raw) <= fields:
+        named = ", ".join(sorted(set(raw) - fields)) if isinstance(raw, dict) else "no object"
+        raise wrong(named[:200], "structures and triggers")
+    structures, triggers = raw.get("structures"), raw.get("triggers")
+    if not (isinstance(structures, list) and structures and _are_texts(triggers)):
+        raise wrong("none, or no lists", "lists of structures and of triggers")
+    tags = []
+    for index, one in enumerate(structures):
+        keys = {"begin", "schema", "end"}
+        if not (isinstance(one, dict) and {"begin"} <= set(one) <= keys):
+            raise wrong(f"structures[{index}]", "objects of begin, schema and end")
+        begin, end = one["begin"], one.get("end", "")
+        if not (isinstance(begin, str) and isinstance(end, str)):
+            raise wrong(f"structures[{index}]", "begin and end as texts")
+        fitting = [trigger for trigger in triggers or () if begin.startswith(trigger)]
+        if not fitting:
+            raise wrong(f"structures[{index}].begin", "a text that starts with a trigger")
+        tags.append((max(fitting, key=len), begin, one.get("schema", True), end))
+    return tags
+
+
+def _are_texts(items: object) -> bool:
+    return isinstance(items, list) and all(isinstance(item, str) and item for item in items)

@@ -1,0 +1,225 @@
+"""The grammar engine (llguidance) behind one tokenizer: compiled grammars and their automata."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import islice
+
+import llguidance
+
+from fathom.errors import RequestError
+from fathom.text.grammar.asked import Asked
+from fathom.text.grammar.build import grammar_text
+from fathom.text.grammar.schema import subschemas
+from fathom.text.tokenizer import Tokenizer
+
+_LISTING = re.compile(r"\s*\d+ \||\s*\^\s*$")
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+_MAX_CACHED = 64
+_MAX_LOCATED = 200  # schemas compiled by themselves to find the one at fault
+
+
+class GrammarEngine:
+    """Compiles grammars for one tokenizer. Thread-safe."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._walker = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(_Vocabulary(tokenizer)),
+            n_vocab=tokenizer.vocab_size,
+            eos_token=list(tokenizer.eos_ids),
+            slices=llguidance.LLTokenizer.json_slices(),
+        )
+        # Fuel is steps of the regex compiler, about 50,000 a millisecond when a grammar is compiled
+        # and 14,000 in a step; a state of the lexer is 1 to 2 kB.
+        self._limits = llguidance.LLParserLimits(
+            initial_lexer_fuel=1_000_000,
+            step_lexer_fuel=200_000,
+            step_max_items=50_000,
+            max_items_in_row=2_000,
+            max_lexer_states=50_000,
+            max_grammar_size=100_000,
+            verbose_errors=False,
+        )
+        self._lock = threading.Lock()
+        self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+
+    def check(self, asked: Asked) -> str:
+        """The text of a grammar that can be compiled and begun within the limits.
+
+        Raises: RequestError that names the field, and where it can the place in it.
+        """
+        text = grammar_text(asked, self._tokenizer)
+        try:
+            self.constraint(text).mask(()).read()
+        except RequestError as error:
+            raise self._located(asked, error) from None
+        return text
+
+    def constraint(self, text: str) -> TokenConstraint:
+        """An automaton at the start of a grammar that `check` gave.
+
+        Raises: RequestError where it does not compile.
+        """
+        with self._lock:
+            matcher = self._compiled.get(text)
+            if matcher is None:
+                matcher = self._compile(text)
+                self._compiled[text] = matcher
+                if len(self._compiled) > _MAX_CACHED:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(text)
+            return TokenConstraint(matcher.deep_copy(), self._tokenizer)
+
+    def _compile(self, text: str) -> llguidance.LLMatcher:
+        matcher = llguidance.LLMatcher(self._walker, text, log_level=0, limits=self._limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+        if matcher.is_error():
+            raise RequestError("the grammar does not compile", found=_said(matcher))
+        return matcher
+
+    def _located(self, asked: Asked, error: RequestError) -> RequestError:
+        """The error with the field, and in a schema the keyword to blame."""
+        schemas = {}
+        form = asked.form
+        field = "tools" if form is None else form.field
+        if form is not None and form.json is not None:
+            schemas[form.field_path("json")] = str(form.json)
+        for tool in asked.tools.tools if asked.tools is not None else ():
+            if tool.schema is not None:
+                schemas[tool.param] = tool.schema
+        where = ""
+        for name, text in schemas.items():
+            schema = json.loads(text)
+            if isinstance(schema, dict) and not self._compiles(schema, schema):
+                field, where = name, f"at {self._pointer(schema)}: "
+                break
+        return RequestError(
+            f"{field}: {error.what}",
+            param=field,
+            code="unsupported_schema",
+            found=f"{where}{error.found}",
+        )
+
+    def _pointer(self, schema: dict[str, object]) -> str:
+        """The deepest schema that does not compile by itself, and the keyword that is to blame."""
+        pointer, deepest = "#", schema
+        for place, inner in islice(subschemas(schema), _MAX_LOCATED):
+            is_inside = place.startswith(pointer) and isinstance(inner, dict)
+            if is_inside and "$ref" not in inner and not self._compiles(inner, schema):
+                pointer, deepest = place, inner
+        for key in deepest:
+            if self._compiles({k: v for k, v in deepest.items() if k != key}, schema):
+                return f"{pointer}/{key}"
+        return pointer
+
+    def _compiles(self, inner: dict[str, object], schema: dict[str, object]) -> bool:
+        alone = inner | {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+        text = json.dumps({"grammars": [{"name": "one", "json_schema": alone}]})
+        message = llguidance.LLMatcher.validate_grammar(text, self._walker, limits=self._limits)
+        return not message or message.startswith("WARNING")
+
+
+def _said(matcher: llguidance.LLMatcher) -> str:
+    """The engine's message, less the places and lines of a grammar that its author never saw."""
+    lines = [line for line in matcher.get_error().splitlines() if not _LISTING.match(line)]
+    return _PLACE.sub("", "\n".join(lines)).strip()[:500]
+
+
+class TokenConstraint:
+    """A place in a grammar: `core.constraint.Constraint` over an automaton of the engine's."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, tokenizer: Tokenizer) -> None:
+        self._matcher = matcher
+        self._row_bytes = -(-tokenizer.vocab_size // 8)
+        self._eos_id = tokenizer.eos_ids[0]
+        self.error = ""
+        """Why it can say nothing more."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but the end of the answer can follow."""
+        return bool(self._matcher.is_stopped())
+
+    def mask(self, drafts: Sequence[int]) -> LazyMask:
+        """The tokens allowed next, and those allowed after each of `drafts`."""
+        return LazyMask(self, tuple(drafts))
+
+    def rows(self, drafts: tuple[int, ...]) -> bytes:
+        """The rows of `mask`. Where the engine gives up, only the end is left to allow."""
+        rows = [self._row()]
+        for token_id in drafts:
+            self._matcher.consume_token(token_id)
+            rows.append(self._row())
+        if drafts:
+            self._matcher.rollback(len(drafts))
+        return b"".join(rows)
+
+    def _row(self) -> bytes:
+        matcher = self._matcher
+        row = b"" if matcher.is_error() else matcher.compute_bitmask()[: self._row_bytes]
+        if matcher.is_error() or not any(row):
+            self.error = _said(matcher) or "no token can follow"
+            end = bytearray(self._row_bytes)
+            end[self._eos_id >> 3] = 1 << (self._eos_id & 7)
+            return bytes(end)
+        return bytes(row)
+
+    def count_allowed(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` may follow, one after the other."""
+        return int(self._matcher.validate_tokens(list(tokens))) if tokens else 0
+
+    def accept(self, token_id: int) -> None:
+        """Advance by a token."""
+        if not self.error and not self._matcher.consume_token(token_id):
+            self.error = _said(self._matcher)
+
+    def forced(self) -> tuple[int, ...]:
+        """Tokens that must follow, tokenised as the text of the run is by itself.
+
+        The last sampled token stays as the model chose it: a longer one was open to it. Of the
+        run, tokens that may yet become longer are left to the model.
+        """
+        if self.error:
+            return ()
+        if self._matcher.is_stopped():
+            return (self._eos_id,)
+        return tuple(self._matcher.compute_ff_tokens())
+
+
+class LazyMask:
+    """A mask that is computed when it is read, which is when the device is at work."""
+
+    __slots__ = ("_bits", "_constraint", "_drafts")
+
+    def __init__(self, constraint: TokenConstraint, drafts: tuple[int, ...]) -> None:
+        self._constraint, self._drafts = constraint, drafts
+        self._bits: bytes | None = None
+
+    def read(self) -> bytes:
+        """The rows."""
+        if self._bits is None:
+            self._bits = self._constraint.rows(self._drafts)
+        return self._bits
+
+
+class _Vocabulary:
+    """A tokenizer as the engine wants to see it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = tokenizer.eos_ids[0]
+        self.bos_token_id = tokenizer.bos_id
+        self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+        self.special_token_ids = sorted({*tokenizer.special_ids.values(), *tokenizer.eos_ids})
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Ids of a text."""
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        return list(self._tokenizer.encode(text))

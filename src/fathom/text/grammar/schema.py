@@ -1,0 +1,156 @@
+"""Which JSON schemas can be enforced: every keyword is either enforced, a remark, or refused here.
+
+The grammar engine ignores keywords that it has never heard of; a reader of the answer would not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fathom.errors import RequestError
+
+MAX_DEPTH = 64
+MAX_SUBSCHEMAS = 20_000
+# Where a schema's keyword holds further schemas.
+_ONE = frozenset({"additionalProperties", "items"})
+_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+ENFORCED = frozenset(
+    {"type", "enum", "const", "required", "minProperties", "maxProperties"}
+    | {"minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum"}
+    | {"exclusiveMinimum", "exclusiveMaximum", "multipleOf", "$ref", "$id", "$anchor"}
+    | _ONE
+    | _LISTS
+    | _NAMED
+)
+# What says something about a value and demands nothing of it.
+REMARKS = frozenset(
+    {"title", "description", "default", "examples", "example", "deprecated", "readOnly"}
+    | {"writeOnly", "$comment", "$schema", "$vocabulary", "contentEncoding", "contentMediaType"}
+    | {"contentSchema"}
+)
+FORMATS = frozenset(
+    {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+)
+# Keywords with which a schema asks for what happens anyway.
+_HARMLESS: Mapping[str, object] = {"uniqueItems": False, "nullable": False, "minContains": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaFault:
+    """What is wrong with a schema; `pointer` is a JSON pointer to it, as a URI fragment."""
+
+    what: str
+    pointer: str
+
+    def error(self, field: str) -> RequestError:
+        """The error about the request's field."""
+        return RequestError(
+            f"{field}: {self.what}",
+            param=field,
+            code="unsupported_schema",
+            found=f"at {self.pointer}",
+        )
+
+
+def parse_schema(text: str, field: str) -> Any:
+    """The schema in `text`. Raises: RequestError where it is no JSON, or no object or boolean."""
+    try:
+        schema = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{field} is not JSON", param=field, found=str(error)[:200]) from None
+    if not isinstance(schema, dict | bool):
+        raise RequestError(f"{field} is not a schema", param=field, wanted="an object")
+    return schema
+
+
+def find_fault(schema: Any) -> SchemaFault | None:
+    """The first thing in a schema that cannot be enforced and is not just a remark."""
+    for count, (pointer, inner) in enumerate(subschemas(schema)):
+        if count >= MAX_SUBSCHEMAS or pointer.count("/") > 2 * MAX_DEPTH:
+            limit = f"{MAX_SUBSCHEMAS} schemas in it, {MAX_DEPTH} deep"
+            return SchemaFault(f"the schema is larger than {limit}", pointer)
+        fault = _fault_of(inner, pointer)
+        if fault is not None:
+            return fault
+    return None
+
+
+def subschemas(schema: Any) -> Iterator[tuple[str, Any]]:
+    """Every schema in `schema`, itself first, with its pointer."""
+    waiting: list[tuple[str, Any]] = [("#", schema)]
+    while waiting:
+        pointer, inner = waiting.pop()
+        yield pointer, inner
+        if isinstance(inner, dict):
+            waiting.extend(reversed(list(_children(inner, pointer))))
+
+
+def _children(schema: dict[str, Any], pointer: str) -> Iterator[tuple[str, Any]]:
+    for key, value in schema.items():
+        at = f"{pointer}/{_escape(key)}"
+        if key in _NAMED and isinstance(value, dict):
+            yield from ((f"{at}/{_escape(name)}", inner) for name, inner in value.items())
+        elif key in _LISTS and isinstance(value, list):
+            yield from ((f"{at}/{index}", inner) for index, inner in enumerate(value))
+        elif key in _ONE:
+            yield at, value
+
+
+def _fault_of(schema: Any, pointer: str) -> SchemaFault | None:
+    if isinstance(schema, bool):
+        return None
+    if not isinstance(schema, dict):
+        return SchemaFault("a schema is an object, true or false", pointer)
+    for key, value in schema.items():
+        at = f"{pointer}/{_escape(key)}"
+        if key in _HARMLESS and value is _HARMLESS[key]:
+            continue
+        if key not in ENFORCED and key not in REMARKS:
+            if key == "x-guidance" or not key.startswith("x-"):
+                return SchemaFault(f"the keyword {key[:100]!r} cannot be enforced", at)
+        elif key == "format" and (not isinstance(value, str) or value not in FORMATS):
+            return SchemaFault(
+                f"the format {str(value)[:100]!r} cannot be enforced, "
+                f"unlike {', '.join(sorted(FORMATS))}",
+                at,
+            )
+        elif key == "items" and isinstance(value, list):
+            return SchemaFault("a list of items is called prefixItems since draft 2020-12", at)
+        elif key == "minProperties" and _may_repeat(schema, value):
+            return SchemaFault("minProperties over 1 cannot be enforced: names could repeat", at)
+    return None
+
+
+def _may_repeat(schema: dict[str, Any], least: Any) -> bool:
+    """Whether names that are not required would have to count, which may come twice."""
+    required = schema.get("required", ())
+    num_required = len(required) if isinstance(required, list) else 0
+    return isinstance(least, int | float) and least > max(1, num_required)
+
+
+def without_harmless(schema: Any) -> Any:
+    """The schema less keywords that ask for what happens anyway, which the engine would refuse."""
+    if isinstance(schema, list):
+        return [without_harmless(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {k: v for k, v in schema.items() if k not in _HARMLESS or v is not _HARMLESS[k]}
+    for key, value in kept.items():
+        if key in _NAMED and isinstance(value, dict):
+            kept[key] = {name: without_harmless(inner) for name, inner in value.items()}
+        elif key in _LISTS | _ONE:
+            kept[key] = without_harmless(value)
+    return kept
+
+
+def _escape(key: str) -> str:
+    """A key as a part of a JSON pointer (RFC 6901, section 3)."""
+    return key[:200].replace("~", "~0").replace("/", "~1")
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,153 @@
+"""Compares the process that checks grammars with its own promises: limits hold, it comes back, and
+what it lets through compiles again; and answers of `LLM` with and without company."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from typing import Any
+
+import jsonschema
+import pytest
+
+from fathom import LLM, SamplingParams
+from fathom.core.types import StructuredOutputs
+from fathom.engine import grammars
+from fathom.engine.grammars import GrammarChecker
+from fathom.errors import RequestError
+from fathom.text.grammar.asked import Asked
+from fathom.text.grammar.engine import GrammarEngine
+from fathom.text.tokenizer import Tokenizer
+from fathom.weights.embedded import embedded_path
+
+SLOW = {"allOf": [{"type": "string", "pattern": f".*{i}.*"} for i in range(40)]}
+PERSON = {
+    "type": "object",
+    "properties": {
+        "first_name": {"type": "string", "maxLength": 8},
+        "customer_number": {"type": "integer", "maximum": 99, "minimum": 0},
+    },
+    "required": ["first_name", "customer_number"],
+    "additionalProperties": False,
+}
+
+
+def asked(**form: object) -> Asked:
+    return Asked(form=StructuredOutputs(**form))  # type: ignore[arg-type]
+
+
+def test_slow_grammars_are_killed_and_the_next_one_is_checked() -> None:
+    async def main() -> None:
+        checker = GrammarChecker(embedded_path)
+        try:
+            text = await checker.check(asked(regex="[a-z]+"))
+            began_s = time.monotonic()
+            with pytest.raises(RequestError, match="too long") as caught:
+                await checker.check(asked(json=SLOW))
+            assert time.monotonic() - began_s < grammars.CHECK_TIMEOUT_S + 5
+            assert caught.value.param == "structured_outputs.json"
+            # Several at once, one of them wrong, after the restart.
+            told = await asyncio.gather(
+                *(checker.check(asked(regex=pattern)) for pattern in ("[a-z]+", "a|b", "(", "c")),
+                return_exceptions=True,
+            )
+            assert told[0] == text
+            assert [isinstance(one, RequestError) for one in told] == [False, False, True, False]
+            engine = GrammarEngine(Tokenizer.load(embedded_path()))
+            assert engine.constraint(text).mask(()).read()
+        finally:
+            await checker.close()
+
+    asyncio.run(main())
+
+
+def test_a_process_that_dies_is_an_error_of_the_request_and_is_started_again() -> None:
+    async def main() -> None:
+        checker = GrammarChecker(embedded_path)
+        try:
+            await checker.check(asked(regex="a"))
+            process = checker._process
+            assert process is not None
+            process.kill()
+            await process.wait()
+            with pytest.raises(RequestError, match="memory"):
+                await checker.check(asked(regex="b"))
+            assert await checker.check(asked(regex="b"))
+        finally:
+            await checker.close()
+
+    asyncio.run(main())
+
+
+def test_a_client_that_leaves_does_not_get_anothers_answer() -> None:
+    async def main() -> None:
+        checker = GrammarChecker(embedded_path)
+        try:
+            first = await checker.check(asked(regex="first"))
+            gone = asyncio.ensure_future(checker.check(asked(json=SLOW)))
+            await asyncio.sleep(0)
+            while checker._process is None or not checker._lock.locked():
+                await asyncio.sleep(0)
+            gone.cancel()
+            assert await checker.check(asked(regex="second")) != first
+            assert "second" in await checker.check(asked(regex="second"))
+        finally:
+            await checker.close()
+
+    asyncio.run(main())
+
+
+def test_answers_of_the_library_do_not_depend_on_company_or_pages() -> None:
+    """Forced tokens, preemption and batches of the model itself; few pages make it preempt."""
+    several = {"type": "array", "items": PERSON, "minItems": 5, "maxItems": 5}
+    forms: list[Any] = [{"json": several}, {"json": several, "disable_any_whitespace": True}]
+    forms += [{"regex": "[0-9]{4}"}, None, {"json": several}, {"choice": ["yes", "no"]}]
+    sampling = [
+        SamplingParams(temperature=1.0, seed=seed, max_tokens=200, structured_outputs=form)
+        for seed, form in enumerate(forms)
+    ]
+    prompts = [f"{i} " + "Somebody: " * 8 for i in range(len(sampling))]
+    answers = []
+    for settings in ({}, {"max_num_seqs": 1}, {"kv_cache_memory_bytes": 40 * 64 * 1024}):
+        with LLM(**settings) as llm:  # type: ignore[arg-type]
+            outputs = llm.generate(prompts, sampling, use_tqdm=False)
+            stats = llm._loaded.core.stats()
+        assert stats.forced_tokens > 20
+        assert bool(stats.preemptions) == ("kv_cache_memory_bytes" in settings)
+        answers.append([output.outputs[0].text for output in outputs])
+    assert answers[0] == answers[1] == answers[2]
+    for index in (0, 1, 4):
+        jsonschema.validate(json.loads(answers[0][index]), several)
+    assert re.fullmatch("[0-9]{4}", answers[0][2])
+    assert answers[0][5] in ("yes", "no")
+
+
+def test_a_grammar_that_grows_too_large_ends_its_own_request_alone() -> None:
+    """Nested counts compile at once, and their states run out of bounds as the answer grows."""
+    nested = "((((a{1,999}b?){1,999}c?){1,999}d?){1,999}e?){1,999}"
+    wide = SamplingParams(
+        max_tokens=900, min_tokens=900, seed=1, structured_outputs={"regex": nested}
+    )  # type: ignore[arg-type]
+    fine = SamplingParams(max_tokens=20, structured_outputs={"regex": "[0-9]{3}"})  # type: ignore[arg-type]
+    with LLM() as llm:
+        with pytest.raises(RequestError, match="could not complete"):
+            llm.generate("a", wide, use_tqdm=False)
+        assert len(llm.generate("a", fine, use_tqdm=False)[0].outputs[0].text) == 3
+        assert llm._loaded.core.stats().kv_usage == 0
+
+
+def test_wrong_forms_are_named() -> None:
+    for form, said in (
+        ({"json": {"not": {}}}, "#/not"),
+        ({"regex": "a", "grammar": "b"}, "regex, grammar"),
+        ({"regexp": "a"}, "regexp"),
+        ({"choice": []}, "choice"),
+        ({"json": 3}, "structured_outputs.json"),
+        ("[a-z]", "structured_outputs"),
+    ):
+        with pytest.raises(RequestError, match=re.escape(said)), LLM() as llm:
+            llm.generate("x", SamplingParams(structured_outputs=form))  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="ignore_eos"):
+        SamplingParams(structured_outputs={"regex": "a"}, ignore_eos=True)  # type: ignore[arg-type]

@@ -1,0 +1,262 @@
+"""Compares what can be written under a grammar with `jsonschema`, and forced tokens with those that
+the tokenizer gives for the whole text."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from fathom.core.types import SamplingParams, StructuredOutputs, TokenEvent
+from fathom.errors import RequestError
+from fathom.text.grammar.asked import Asked, ToolRule, ToolRules
+from fathom.text.grammar.engine import GrammarEngine
+from fathom.text.grammar.schema import ENFORCED, REMARKS, find_fault, subschemas
+from fathom.text.markers import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEP
+from fathom.text.output import OutputFormat, OutputStream
+from fathom.text.tokenizer import Tokenizer
+from tests.text.grammar.walks import allowed_ids, constraint_of, random_answer
+
+EMBEDDED = Path(__file__).resolve().parents[3] / "src" / "fathom" / "weights" / "embedded"
+
+
+@pytest.fixture(scope="module")
+def embedded() -> tuple[Tokenizer, GrammarEngine]:
+    tokenizer = Tokenizer.load(EMBEDDED)
+    return tokenizer, GrammarEngine(tokenizer)
+
+
+SHORT = st.text('abé"\\ 你1', max_size=3)
+BOUNDS = st.tuples(st.integers(-9, 9), st.integers(0, 9)).map(lambda b: (b[0], b[0] + b[1]))
+STRINGS = st.one_of(
+    st.integers(0, 6).map(lambda n: {"type": "string", "minLength": n // 2, "maxLength": n}),
+    st.sampled_from(["^[a-c]+$", "x.?y", "^\\d{1,3}$", "a|^b"]).map(
+        lambda p: {"type": "string", "pattern": p, "maxLength": 12}
+    ),
+    st.sampled_from(["date", "time", "uuid", "ipv4"]).map(
+        lambda f: {"type": "string", "format": f}
+    ),
+)
+NUMBERS = st.one_of(
+    BOUNDS.map(lambda b: {"type": "integer", "minimum": b[0], "maximum": b[1]}),
+    BOUNDS.map(lambda b: {"type": "number", "exclusiveMinimum": b[0], "maximum": b[1] + 1}),
+    st.sampled_from([2, 3, 7, 0.5]).map(lambda m: {"type": "number", "multipleOf": m}),
+)
+LEAVES = st.one_of(
+    STRINGS,
+    NUMBERS,
+    st.lists(st.one_of(SHORT, st.integers(-3, 3), st.none()), min_size=1, max_size=3).map(
+        lambda values: {"enum": values}
+    ),
+    st.sampled_from([{"type": "boolean"}, {"type": ["null", "boolean"]}, {"const": {"a": [1]}}]),
+)
+NAMES = st.sampled_from(["a", "b", "key", 'é"', "a b", "first_name"])
+
+
+def _objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    def build(properties: dict[str, Any], required: list[str], more: Any) -> dict[str, Any]:
+        schema = {"type": "object", "properties": properties, "additionalProperties": more}
+        return schema | {"required": [name for name in properties if name in required]}
+
+    return st.builds(
+        build, st.dictionaries(NAMES, inner, max_size=3), st.lists(NAMES), st.just(False)
+    )
+
+
+SCHEMAS = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        _objects(inner),
+        st.tuples(inner, st.integers(0, 2), st.integers(0, 2)).map(
+            lambda t: {"type": "array", "items": t[0], "minItems": t[1], "maxItems": t[1] + t[2]}
+        ),
+        st.lists(inner, min_size=1, max_size=2).map(lambda some: {"anyOf": some}),
+        inner.map(lambda one: {"$defs": {"x": one}, "$ref": "#/$defs/x"}),
+        st.lists(inner, min_size=1, max_size=2).map(
+            lambda some: {"type": "array", "prefixItems": some, "items": False}
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SCHEMAS, st.integers(0, 2**32), st.booleans(), st.booleans())
+def test_whatever_is_written_parses_and_validates(
+    embedded: tuple[Tokenizer, GrammarEngine], schema: Any, seed: int, jumps: bool, compact: bool
+) -> None:
+    tokenizer, engine = embedded
+    # Inner $defs are looked up at the root by both; names would clash.
+    assume(not any("$defs" in s for p, s in subschemas(schema) if p != "#" and isinstance(s, dict)))
+    constraint = constraint_of(engine, json=schema, disable_any_whitespace=compact)
+    answer = random_answer(constraint, tokenizer, random.Random(seed), jumps=jumps)
+    assume(answer is not None)
+    text = answer[0]  # type: ignore[index]  # assumed above
+    jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+    assert text == text.strip()
+    assert "  \n" not in text
+    assert "\n\n" not in text
+
+
+@settings(max_examples=300, deadline=None)
+@given(SCHEMAS, st.integers(0, 2**32))
+def test_jumps_write_what_the_tokenizer_would(
+    embedded: tuple[Tokenizer, GrammarEngine], schema: Any, seed: int
+) -> None:
+    """A model that writes some text token by token as the tokenizer cuts it, and one that jumps
+    where the grammar forces tokens, give the same tokens."""
+    tokenizer, engine = embedded
+    assume(not any("$defs" in s for p, s in subschemas(schema) if p != "#" and isinstance(s, dict)))
+    form: dict[str, Any] = {"json": schema, "disable_any_whitespace": True}
+    answer = random_answer(
+        constraint_of(engine, **form), tokenizer, random.Random(seed), jumps=False
+    )
+    assume(answer is not None)
+    wanted = tokenizer.encode(answer[0])  # type: ignore[index]  # assumed above
+    constraint, ids = constraint_of(engine, **form), []
+    while len(ids) < len(wanted):
+        tokens = constraint.forced() or (wanted[len(ids)],)
+        for token_id in tokens:
+            constraint.accept(token_id)
+        assert not constraint.error
+        ids += tokens
+        assert tuple(ids) == wanted[: len(ids)]
+    assert tokenizer.eos_ids[0] in allowed_ids(constraint)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCHEMAS, st.integers(0, 2**32), st.sampled_from(["fenced", "bare"]), st.booleans())
+def test_forced_calls_are_read_back_by_the_parser(
+    embedded: tuple[Tokenizer, GrammarEngine], schema: Any, seed: int, form: Any, single: bool
+) -> None:
+    tokenizer, engine = embedded
+    assume(not any("$defs" in s for p, s in subschemas(schema) if isinstance(s, dict)))
+    schema = {"type": "object", "properties": {"x": schema}, "additionalProperties": False}
+    tools = ToolRules(
+        tools=(
+            ToolRule(name="set_x", schema=json.dumps(schema), is_strict=True),
+            ToolRule(name="wait", schema='{"type": "object", "maxProperties": 0}'),
+        ),
+        format=form,
+        must_call=True,
+        is_single=single,
+    )
+    constraint = engine.constraint(engine.check(Asked(tools=tools)))
+    answer = random_answer(constraint, tokenizer, random.Random(seed), jumps=True)
+    assume(answer is not None)
+    ids = (*answer[1], tokenizer.eos_ids[0])  # type: ignore[index]  # assumed above
+    stream = OutputStream(tokenizer, SamplingParams(), format=OutputFormat(tools=form))
+    delta = stream.push(TokenEvent("r", ids, finish_reason="stop"))
+    assert delta is not None
+    assert (delta.text, delta.finish_reason) == ("", "tool_calls")
+    names = {call.index: call.name for call in delta.tool_calls if call.name}
+    assert not single or len(names) == 1
+    for index, name in names.items():
+        text = "".join(call.arguments for call in delta.tool_calls if call.index == index)
+        if name == "set_x":
+            jsonschema.validate(json.loads(text), schema)
+        else:
+            assert (name, json.loads(text)) == ("wait", {})
+
+
+@settings(max_examples=100, deadline=None)
+@given(SCHEMAS, st.integers(0, 2**32), st.integers(0, 3))
+def test_rows_for_drafts_equal_the_masks_of_walking_there(
+    embedded: tuple[Tokenizer, GrammarEngine], schema: Any, seed: int, num_drafts: int
+) -> None:
+    tokenizer, engine = embedded
+    assume(not any("$defs" in s for p, s in subschemas(schema) if p != "#" and isinstance(s, dict)))
+    pick, constraint = random.Random(seed), constraint_of(engine, json=schema)
+    twin = constraint_of(engine, json=schema)
+    for _ in range(20):
+        drafts, rows = [], []
+        for _ in range(num_drafts + 1):
+            rows.append(twin.mask(()).read())
+            drafts.append(pick.choice(allowed_ids(twin)))
+            if drafts[-1] in tokenizer.eos_ids:
+                return
+            twin.accept(drafts[-1])
+        assert constraint.count_allowed([*drafts, tokenizer.special_ids["<think>"]]) == len(drafts)
+        assert constraint.mask(drafts[:-1]).read() == b"".join(rows)
+        for token_id in drafts:
+            constraint.accept(token_id)
+
+
+def test_reasoning_is_free_and_the_answer_is_not(
+    embedded: tuple[Tokenizer, GrammarEngine], bare_tokenizer: Tokenizer
+) -> None:
+    for tokenizer, engine in (embedded, (bare_tokenizer, GrammarEngine(bare_tokenizer))):
+        form = StructuredOutputs(choice=("yes", "no"))
+        for reasoning, before in (("inside", ""), ("opens", "<think>"), ("none", None)):
+            grammar = engine.check(Asked(form=form, reasoning=reasoning))  # type: ignore[arg-type]
+            thought = "" if before is None else f'{before}Hm {{"\n no\n</think>\n\n'
+            for answer, fits in (("yes", True), ("no", True), ("maybe", False), ("", False)):
+                ids = tokenizer.encode(thought + answer, special=True)
+                constraint = engine.constraint(grammar)
+                is_whole = constraint.count_allowed(ids) == len(ids)
+                for token_id in ids if is_whole else ():
+                    constraint.accept(token_id)
+                may_end = is_whole and tokenizer.eos_ids[0] in allowed_ids(constraint)
+                assert may_end == fits, (reasoning, answer)
+
+
+def test_markers_within_reasoning_and_text_are_not_allowed(
+    embedded: tuple[Tokenizer, GrammarEngine],
+) -> None:
+    """A model that opened a call while it thinks would escape from the grammar."""
+    tokenizer, engine = embedded
+    ids = {tokenizer.special_ids[m] for m in (CALLS_BEGIN, CALL_BEGIN, SEP, CALL_END, CALLS_END)}
+    form = StructuredOutputs(json_object=True)
+    constraint = engine.constraint(engine.check(Asked(form=form, reasoning="inside")))
+    assert not ids & set(allowed_ids(constraint))
+    tools = ToolRules(tools=(ToolRule(name="f", is_strict=True),), format="bare")
+    constraint = engine.constraint(engine.check(Asked(tools=tools)))
+    assert ids & set(allowed_ids(constraint)) == {tokenizer.special_ids[CALLS_BEGIN]}
+
+
+UNKNOWN = ("not", "if", "uniqueItems", "contains", "unevaluatedItems", "propertyNames")
+UNKNOWN += ("dependentRequired", "$dynamicRef", "dependencies", "additionalItems", "typ")
+
+
+@pytest.mark.parametrize("keyword", UNKNOWN)
+def test_keywords_that_cannot_be_enforced_are_named(keyword: str) -> None:
+    schema = {"type": "object", "properties": {"a/b": {"items": {keyword: {}}}}}
+    fault = find_fault(schema)
+    assert fault is not None
+    assert fault.pointer == f"#/properties/a~1b/items/{keyword}"
+    assert repr(keyword) in fault.what
+
+
+def test_every_keyword_that_the_engine_lacks_is_refused_before_it(
+    embedded: tuple[Tokenizer, GrammarEngine],
+) -> None:
+    """Of draft 2020-12's keywords, by its own meta-schemas, none passes that does nothing."""
+    _, engine = embedded
+    known: set[str] = set()
+    for uri in jsonschema.validators.SPECIFICATIONS:
+        if "2020-12" in uri:
+            known |= set(jsonschema.validators.SPECIFICATIONS[uri].contents.get("properties", {}))
+    assert {"properties", "not", "uniqueItems"} <= known
+    for keyword in known - ENFORCED - REMARKS:
+        with pytest.raises(RequestError):
+            engine.check(Asked(form=StructuredOutputs(json={keyword: {"type": "string"}})))
+
+
+def test_a_grammar_that_grows_too_large_says_so(embedded: tuple[Tokenizer, GrammarEngine]) -> None:
+    """Its error comes with a mask that only ends the answer, and nothing is forced any more."""
+    tokenizer, engine = embedded
+    constraint = constraint_of(engine, regex="(((a{1,999}b?){1,999}c?){1,999}d?){1,999}")
+    for place in range(3000):
+        row = constraint.mask(()).read()
+        if constraint.error:
+            break
+        constraint.accept(tokenizer.encode("abcd")[-1] if place % 3 else tokenizer.encode("a")[0])
+    assert constraint.error
+    assert [i for i in range(len(row) * 8) if row[i >> 3] >> (i & 7) & 1] == [tokenizer.eos_ids[0]]
+    assert constraint.forced() == ()
