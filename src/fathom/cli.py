@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "run": ("fathom.commands.run:main", "answer one prompt or a JSONL file, without a server"),
         "eval": ("fathom.commands.eval:main", "measure what number formats cost in quality"),
         "quantize": ("fathom.commands.quantize:main", "write a checkpoint again in int8 or int4"),
+        "simulate": ("fathom.commands.simulate:main", "what a deployment would do under a load"),
         "bench": ("fathom.commands.bench:main", "measure a server, or the engine"),
         "version": ("fathom.commands.version:main", "print the version"),
     }

@@ -66,6 +66,7 @@ def sample(title: str, one: Field[Any]) -> tuple[list[str], Any]:
         "burstiness": (["0.5", "--request-rate", "2"], 0.5),
         "burst_size": (["4", "--request-rate", "2"], 4),
         "random_range_ratio": (["0.5"], 0.5),
+        "think_time": (["0.5", "--max-concurrency", "2"], 0.5),
     }
     ramp = ["--ramp-up-start-rps", "1", "--ramp-up-end-rps", "2", "--ramp-up-strategy", "linear"]
     if one.name.startswith("ramp_up"):

@@ -9,9 +9,10 @@ from fathom.core.loop import EngineCore
 from fathom.core.scheduler import SchedulerConfig
 from fathom.core.types import Request, SamplingParams, TokenEvent
 from fathom.errors import UnavailableError
-from fathom.perf.simulated import SimulatedExecutor, StepCost, VirtualClock
+from fathom.perf.plan_shape import LinearTime
+from fathom.perf.simulated import SimulatedExecutor, VirtualClock
 
-COST = StepCost(host_s=0.01, step_s=0.02, token_s=0.0)
+COST = LinearTime(submit_s=0.01, step_s=0.02, token_s=0.0)
 
 
 def ask(name: str, max_tokens: int = 10) -> Request:
@@ -20,7 +21,7 @@ def ask(name: str, max_tokens: int = 10) -> Request:
 
 
 def build(
-    *, depth: int = 2, cost: StepCost = COST, num_drafts: int = 0, step_timeout_s: float = 60.0
+    *, depth: int = 2, cost: LinearTime = COST, num_drafts: int = 0, step_timeout_s: float = 60.0
 ) -> tuple[EngineCore, VirtualClock]:
     clock = VirtualClock()
     executor = SimulatedExecutor(Capacity(64, 4, 64, 4, depth), cost=cost, clock=clock)
@@ -54,7 +55,7 @@ def test_with_drafts_one_plan_at_a_time_holds_everybody() -> None:
 
 
 def test_a_failed_step_answers_everybody_and_ends_the_engine() -> None:
-    core, clock = build(cost=StepCost(step_s=100.0), step_timeout_s=5.0)
+    core, clock = build(cost=LinearTime(step_s=100.0), step_timeout_s=5.0)
     for name in "abcde":
         core.add(ask(name), 0.0)
     events = drain(core, clock)

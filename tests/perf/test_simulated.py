@@ -7,7 +7,8 @@ import pytest
 from fathom.core.executor import Capacity
 from fathom.core.types import Admission, PlanEntry, SamplingParams, StepPlan
 from fathom.errors import EngineError
-from fathom.perf.simulated import PseudoModel, SimulatedExecutor, StepCost, VirtualClock
+from fathom.perf.plan_shape import LinearTime
+from fathom.perf.simulated import PseudoModel, SimulatedExecutor, VirtualClock
 from tests.core.executor_conformance import ExecutorCase, ExecutorConformance
 
 
@@ -35,7 +36,7 @@ def entry(id: int, tokens: tuple[int, ...], pages: tuple[int, ...], known: int =
 
 def test_time_passes_on_the_device_and_the_host() -> None:
     clock = VirtualClock(10.0)
-    cost = StepCost(host_s=0.5, step_s=2.0, token_s=0.1)
+    cost = LinearTime(submit_s=0.5, step_s=2.0, token_s=0.1)
     executor = build(2, clock=clock, cost=cost)
     first = executor.submit(StepPlan(1, (entry(1, (1, 2), (0,)),)))
     second = executor.submit(StepPlan(2, (entry(2, (1,), (1,)),)))
@@ -48,7 +49,7 @@ def test_time_passes_on_the_device_and_the_host() -> None:
 
 
 def test_a_step_that_misses_its_deadline_is_an_error() -> None:
-    executor = build(1, cost=StepCost(step_s=100.0))
+    executor = build(1, cost=LinearTime(step_s=100.0))
     handle = executor.submit(StepPlan(1, ()))
     with pytest.raises(EngineError, match="not done in 30 s"):
         handle.wait(30)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fathom.errors import ConfigError
 from fathom.perf import datasets
-from fathom.perf.datasets import PrefixShape, RandomShape, TraceShape, TurnShape, Vocabulary
+from fathom.perf.datasets import PrefixShape, RandomShape, TurnShape, Vocabulary
 from fathom.perf.workload import (
     LoadRequest,
     Workload,
@@ -177,31 +177,8 @@ def test_arrivals_leave_follow_ups_alone() -> None:
         Workload(requests=(made[1],))
 
 
-def test_a_trace_has_its_times_lengths_and_shared_blocks() -> None:
-    rows = [
-        {"timestamp": 2000, "input_length": 700, "output_length": 5, "hash_ids": [1, 2]},
-        {"timestamp": 0, "input_length": 1100, "output_length": 9, "hash_ids": [1, 3, 4]},
-        {"timestamp": 500, "input_length": 20, "output_length": 1},
-    ]
-    made = datasets.trace_requests(rows, TraceShape(), VOCABULARY, 7)
-    assert [one.at_s for one in made] == [0.0, 0.5, 2.0]
-    assert [one.prompt_len for one in made] == [len(one.prompt) for one in made] == [1100, 20, 700]
-    assert [one.output_len for one in made] == [9, 1, 5]
-    first, _, third = (one.prompt for one in made)
-    assert first[:512] == third[:512]
-    assert first[512:700] != third[512:700]
-    assert made == datasets.trace_requests(rows, TraceShape(), VOCABULARY, 7)
-    slow = datasets.trace_requests(rows, TraceShape(0.01, 100), VOCABULARY, 7)
-    assert [one.at_s for one in slow] == pytest.approx([0.0, 5.0, 20.0])
-    assert slow[0].prompt[:100] == slow[2].prompt[:100]
-    assert slow[0].prompt[100:200] != slow[2].prompt[100:200]
-
-
-@pytest.mark.parametrize("row", [{}, {"timestamp": -1, "input_length": 1, "output_length": 1}])
+@pytest.mark.parametrize("row", [{}, {"prompt": 3}])
 def test_a_bad_row_is_named(row: dict[str, Any]) -> None:
-    good = {"timestamp": 0, "input_length": 1, "output_length": 1}
-    with pytest.raises(ConfigError, match="row 2"):
-        datasets.trace_requests([good, row], TraceShape(), VOCABULARY, 0)
     with pytest.raises(ConfigError, match="row 1"):
         datasets.custom_requests([row], len, output_len=3)
     with pytest.raises(ConfigError, match="row 2"):

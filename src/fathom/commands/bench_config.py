@@ -32,7 +32,8 @@ class DatasetConfig:
     dataset_path: str | None = field(
         default=None,
         metadata=setting(
-            "File of sharegpt (JSON), custom or timed_trace (JSON lines), burstgpt (CSV).",
+            "File of sharegpt (JSON), custom (JSON lines), burstgpt (CSV) or timed_trace (JSON "
+            "lines as Mooncake's or {arrival, input, output, prefix_ids}; Azure's CSV).",
             "--dataset-path",
         ),
     )

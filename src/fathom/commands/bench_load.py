@@ -17,7 +17,8 @@ from fathom.commands.bench_tokens import Tokens
 from fathom.commands.bench_traffic import TrafficConfig
 from fathom.errors import ConfigError
 from fathom.perf import datasets
-from fathom.perf.datasets import PrefixShape, RandomShape, TraceShape, TurnShape
+from fathom.perf.datasets import PrefixShape, RandomShape, TurnShape
+from fathom.perf.trace import TraceShape, trace_requests
 from fathom.perf.workload import (
     LoadRequest,
     RampUp,
@@ -26,6 +27,7 @@ from fathom.perf.workload import (
     burst_arrivals,
     gamma_arrivals,
     ramp_arrivals,
+    take_turns,
 )
 
 
@@ -111,7 +113,9 @@ def _from_file(
         made = datasets.burstgpt_requests(lines, vocabulary, rng, as_text=as_text)
     else:
         shape = TraceShape(asked.timed_trace_sec_multiplier, asked.timed_trace_chunk_hash_size)
-        made = datasets.trace_requests(_lines(text, path), shape, vocabulary, seed, as_text=as_text)
+        made = trace_requests(
+            text, shape, vocabulary, seed, name=f"--dataset-path {path}", as_text=as_text
+        )
     return made if answer_len is None else [replace(one, output_len=answer_len) for one in made]
 
 
@@ -145,6 +149,8 @@ def make_workload(
             )
         first_s = min((one.at_s for one in requests), default=0.0)
         arrived = arrive(requests, [one.at_s - first_s for one in requests])
+    elif traffic.think_time and traffic.max_concurrency is not None:
+        arrived = take_turns(requests, traffic.max_concurrency, traffic.think_time)
     else:
         count = sum(one.after is None for one in requests)
         arrived = arrive(requests, _times(count, traffic, Random(f"{seed} arrivals")))

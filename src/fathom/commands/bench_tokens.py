@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from fathom.commands.client import Client
 from fathom.errors import ConfigError, FathomError
-from fathom.perf.datasets import Vocabulary
+from fathom.perf.datasets import AnyVocabulary, Vocabulary
 from fathom.text.tokenizer import Tokenizer
 
 # What the server is asked to split, for tokens that it knows. They are drawn at random: any text
@@ -33,7 +33,7 @@ class Tokens(Protocol):
         """Tokens of a text."""
         ...
 
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> AnyVocabulary:
         """Tokens with their texts."""
         ...
 

@@ -38,6 +38,15 @@ class TrafficConfig:
             "--max-concurrency",
         ),
     )
+    think_time: float = field(
+        default=0.0,
+        metadata=setting(
+            "Each of --max-concurrency users waits this long between an answer and the next "
+            "request.",
+            "--think-time",
+            unit="seconds",
+        ),
+    )
     ramp_up_strategy: str | None = field(
         default=None,
         metadata=setting(
@@ -102,5 +111,9 @@ class TrafficConfig:
         check("ramp_up_strategy", is_ramp or (ramp is None and ends == (None, None)), ramp,
               "linear or exponential, with --ramp-up-start-rps and --ramp-up-end-rps")  # fmt: skip
         is_plain = math.isinf(self.request_rate)
+        think = self.think_time
+        check("think_time", 0 <= think < math.inf, think, "0 or more")
+        is_loop = self.max_concurrency is not None and is_plain and ramp is None
+        check("think_time", not think or is_loop, think, "--max-concurrency, and no rate")
         check("ramp_up_strategy", ramp is None or is_plain, ramp,
               "no --request-rate beside it")  # fmt: skip

@@ -16,6 +16,7 @@ from fathom.commands.bench_offline import LatencyConfig, RunConfig
 from fathom.commands.bench_serve import GROUPS as SERVE_GROUPS
 from fathom.commands.foreign import Foreign
 from fathom.commands.foreign_flags import FOREIGN
+from fathom.commands.simulate_target import HardwareConfig
 from fathom.config import EngineConfig
 from fathom.server.config import ServerConfig
 
@@ -74,6 +75,8 @@ def render_bench() -> str:
     for title, config in (("latency", LatencyConfig), ("latency and throughput", RunConfig)):
         parts += ["", f"## fathom bench offline: {title}", "", *_HEAD, *_rows(config)]
     parts += ["", "`throughput` takes the flags of the dataset, and both take those of the engine."]
+    parts += ["", "## fathom simulate: machines", "", *_HEAD, *_rows(HardwareConfig), ""]
+    parts += ["It takes the flags of dataset and traffic, and those of the engine that it follows."]
     tables = (("serve", SERVE_FOREIGN), ("offline", OFFLINE_FOREIGN))
     for name, table in tables:
         parts += ["", f"## Flags of other benchmarks: {name}", "", "| flag | why | instead |"]

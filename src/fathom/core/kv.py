@@ -56,7 +56,7 @@ class KvSpace:
         sequence.path = path
         sequence.pages = [node.page for node in path] + self._take(num_new)
         sequence.computed = len(path) * self.page_size
-        if self._is_caching and num_known // self.page_size > len(path):
+        if self._is_shareable(sequence) and num_known // self.page_size > len(path):
             sequence.promised = num_known
             self._promises.add(sequence.request.cache_salt, sequence.tokens)
         return True
@@ -79,8 +79,12 @@ class KvSpace:
         return tuple(pages)
 
     def publish(self, sequence: Sequence, num_committed: int) -> None:
-        """Put the pages that the first `num_committed` tokens fill into the prefix tree."""
-        if not self._is_caching:
+        """Put the pages that the first `num_committed` tokens fill into the prefix tree.
+
+        Not those of a sequence that finds none there: where the tree has equal ones it would hold
+        both, and one as long as the pool would preempt itself for ever.
+        """
+        if not self._is_shareable(sequence):
             return
         path, salt = sequence.path, sequence.request.cache_salt
         while len(path) < num_committed // self.page_size:

@@ -398,12 +398,27 @@ class Scheduler:
 
     # Views
 
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold pages."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue."""
+        return len(self._waiting)
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the pages that sequences hold; what is only cached is free."""
+        return 1 - self._kv.num_available / self._kv.num_pages
+
     def stats(self) -> CoreStats:
         """Gauges of now and counters since the start."""
         return CoreStats(
-            running=len(self._running),
-            waiting=len(self._waiting),
-            kv_usage=1 - self._kv.num_available / self._kv.num_pages,
+            running=self.num_running,
+            waiting=self.num_waiting,
+            kv_usage=self.kv_usage,
             steps=self._committed_step,
             **self._counts,
         )

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from fathom.errors import ConfigError
+from fathom.perf.virtual import Runs, VirtualVocabulary
 from fathom.perf.workload import LoadRequest, Prompt
 
 Count = Callable[[str], int]
@@ -40,11 +41,19 @@ class Vocabulary:
         return tuple(self.ids[place] for place in places)
 
 
+AnyVocabulary = Vocabulary | VirtualVocabulary
+"""Where the tokens of prompts come from."""
+
+
 def request(
-    vocabulary: Vocabulary, places: Sequence[int], output_len: int, *, as_text: bool
+    vocabulary: AnyVocabulary, places: tuple[int, ...] | Runs, output_len: int, *, as_text: bool
 ) -> LoadRequest:
     """A request whose prompt has the tokens at `places`."""
-    prompt = vocabulary.prompt(places, as_text=as_text)
+    prompt: Prompt
+    if isinstance(vocabulary, VirtualVocabulary):
+        prompt = vocabulary.prompt(places, as_text=as_text)
+    else:
+        prompt = vocabulary.prompt(tuple(places), as_text=as_text)
     return LoadRequest(prompt=prompt, prompt_len=len(places), output_len=output_len)
 
 
@@ -74,7 +83,7 @@ class RandomShape:
 
 
 def random_requests(
-    count: int, shape: RandomShape, vocabulary: Vocabulary, rng: Random, *, as_text: bool = False
+    count: int, shape: RandomShape, vocabulary: AnyVocabulary, rng: Random, *, as_text: bool = False
 ) -> list[LoadRequest]:
     """Requests of random tokens."""
     prefix = vocabulary.draw(rng, shape.prefix_len)
@@ -108,7 +117,7 @@ class PrefixShape:
 
 
 def prefix_requests(
-    count: int, shape: PrefixShape, vocabulary: Vocabulary, rng: Random, *, as_text: bool = False
+    count: int, shape: PrefixShape, vocabulary: AnyVocabulary, rng: Random, *, as_text: bool = False
 ) -> list[LoadRequest]:
     """Requests of which each begins with one of a few prefixes, equally often, in random order."""
     prefixes = [vocabulary.draw(rng, shape.prefix_len) for _ in range(shape.num_prefixes)]
@@ -146,7 +155,7 @@ class TurnShape:
 
 
 def turn_requests(
-    count: int, shape: TurnShape, vocabulary: Vocabulary, rng: Random, *, as_text: bool = False
+    count: int, shape: TurnShape, vocabulary: AnyVocabulary, rng: Random, *, as_text: bool = False
 ) -> list[LoadRequest]:
     """Conversations of `num_turns` turns, `count` requests in all; the last may be shorter.
 
@@ -155,7 +164,7 @@ def turn_requests(
     not the answer.
     """
     made: list[LoadRequest] = []
-    said: tuple[int, ...] = ()
+    said: tuple[int, ...] | Runs = ()
     for index in range(count):
         is_first = index % shape.num_turns == 0
         said = (() if is_first else said) + vocabulary.draw(rng, shape.input_len)
@@ -165,49 +174,6 @@ def turn_requests(
         made.append(one)
         said += vocabulary.draw(rng, shape.output_len)
     return made
-
-
-@dataclass(frozen=True, slots=True)
-class TraceShape:
-    """Units of a trace: seconds of one step of its timestamps, and tokens that one of its
-    `hash_ids` stands for. The defaults are the Mooncake traces'."""
-
-    timestamp_s: float = 0.001
-    block_len: int = 512
-
-
-def trace_requests(
-    rows: Iterable[Mapping[str, Any]],
-    shape: TraceShape,
-    vocabulary: Vocabulary,
-    seed: int,
-    *,
-    as_text: bool = False,
-) -> list[LoadRequest]:
-    """Requests of a trace: `timestamp`, `input_length`, `output_length` (tokens), and where there
-    are `hash_ids`, equal ids are equal blocks of tokens. In the order of arrival.
-
-    Source: the JSON lines of the Mooncake traces. Raises: ConfigError naming the row.
-    """
-    made = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            at_s = float(row["timestamp"]) * shape.timestamp_s
-            input_len, output_len = int(row["input_length"]), int(row["output_length"])
-            blocks = [int(one) for one in row.get("hash_ids") or ()]
-        except (KeyError, TypeError, ValueError) as error:
-            raise _bad_row(number, row, "timestamp, input_length and output_length") from error
-        if not 0 <= at_s < math.inf or input_len < 1 or output_len < 1:
-            raise _bad_row(number, row, "a timestamp of 0 or more, lengths of 1 or more")
-        places: tuple[int, ...] = ()
-        for block in blocks:
-            if len(places) < input_len:
-                places += vocabulary.draw(Random(f"{seed} {block}"), shape.block_len)
-        rest = Random(f"{seed} row {number}")
-        places = places[:input_len] + vocabulary.draw(rest, max(0, input_len - len(places)))
-        one = request(vocabulary, places, output_len, as_text=as_text)
-        made.append(replace(one, at_s=at_s))
-    return sorted(made, key=lambda one: one.at_s)
 
 
 def sharegpt_requests(
@@ -256,7 +222,7 @@ def custom_requests(
 
 
 def burstgpt_requests(
-    lines: Iterable[str], vocabulary: Vocabulary, rng: Random, *, as_text: bool = False
+    lines: Iterable[str], vocabulary: AnyVocabulary, rng: Random, *, as_text: bool = False
 ) -> list[LoadRequest]:
     """Random tokens of the lengths in BurstGPT's CSV: its GPT-4 rows that were answered."""
     made = []

@@ -26,6 +26,19 @@ TITLES: Mapping[str, tuple[str, str]] = {
         "Queue-inclusive End-to-end Latency",
     ),
 }
+# What a simulation tells besides.
+ENGINE_ROWS = (
+    ("Steps", "num_steps"),
+    ("Mean step (ms)", "mean_step_ms"),
+    ("Mean sequences in a step", "mean_sequences"),
+    ("Mean tokens in a step", "mean_tokens"),
+    ("Devices busy (%)", "busy_percent"),
+    ("Peak waiting requests", "peak_waiting"),
+    ("Mean KV use (%)", "mean_kv_percent"),
+    ("Peak KV use (%)", "peak_kv_percent"),
+    ("Prefix cache hit rate (%)", "prefix_hit_percent"),
+    ("Preemptions", "preemptions"),
+)
 _WIDTH = 54
 
 
@@ -107,13 +120,13 @@ def detailed(records: Sequence[RequestRecord]) -> dict[str, list[Any]]:
     }
 
 
-def table(told: Mapping[str, Any], wanted: Wanted) -> str:
+def table(told: Mapping[str, Any], wanted: Wanted, title: str = "Serving Benchmark Result") -> str:
     """The printed form of `result`."""
-    return "\n".join(_lines(told, wanted))
+    return "\n".join(_lines(told, wanted, title))
 
 
-def _lines(told: Mapping[str, Any], wanted: Wanted) -> Iterator[str]:
-    yield f"{' Serving Benchmark Result ':=^{_WIDTH}}"
+def _lines(told: Mapping[str, Any], wanted: Wanted, title: str) -> Iterator[str]:
+    yield f"{f' {title} ':=^{_WIDTH}}"
     yield _row("Successful requests:", told["completed"])
     yield _row("Failed requests:", told["failed"])
     yield _row("Benchmark duration (s):", told["duration"])
@@ -142,6 +155,9 @@ def _lines(told: Mapping[str, Any], wanted: Wanted) -> Iterator[str]:
         yield _row("Drafts:", told["spec_decode_num_drafts"])
         yield _row("Draft tokens:", told["spec_decode_draft_tokens"])
         yield _row("Accepted tokens:", told["spec_decode_accepted_tokens"])
+    if "num_steps" in told:
+        yield f"{'Simulated Engine':-^{_WIDTH}}"
+        yield from (_row(f"{label}:", told[key]) for label, key in ENGINE_ROWS)
     for kind, error in told["errors_by_kind"].items():
         yield f" {error['count']} failed: {kind} ".center(_WIDTH, "-")
         yield f"first: {error['first'][:300]}"

@@ -1,4 +1,4 @@
-"""An executor without a device: virtual time at constant cost, pseudo tokens, and a strict check.
+"""An executor without a device: virtual time, pseudo tokens, and a strict check.
 
 It knows sequences only from the plans it is given, as a worker does. Each KV slot remembers the
 hash of the token prefix that it was computed with, and each step verifies all the slots that it
@@ -22,6 +22,8 @@ from fathom.core.types import (
     TokenLogprobs,
 )
 from fathom.errors import EngineError
+from fathom.perf.plan_shape import LinearTime, plan_shape
+from fathom.perf.shape import StepTime
 
 _MASK = (1 << 64) - 1
 
@@ -39,20 +41,6 @@ class VirtualClock:
     """Simulated time in seconds, which only waiting and host work advance."""
 
     now_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepCost:
-    """What a step takes: `host_s` to plan and submit (not overlapped with itself), `step_s` on the
-    device whatever is in it, `token_s` more for each position computed."""
-
-    host_s: float = 0.001
-    step_s: float = 0.02
-    token_s: float = 0.00001
-
-    def device_s(self, num_tokens: int) -> float:
-        """Seconds of the device for a step of `num_tokens` positions."""
-        return self.step_s + self.token_s * num_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +137,7 @@ class SimulatedExecutor:
         self,
         capacity: Capacity,
         *,
-        cost: StepCost | None = None,
+        cost: StepTime | None = None,
         model: PseudoModel | None = None,
         clock: VirtualClock | None = None,
         verify_kv: bool = True,
@@ -157,7 +145,7 @@ class SimulatedExecutor:
         self.capacity = capacity
         self.clock = clock or VirtualClock()
         self.model = model or PseudoModel()
-        self._cost = cost or StepCost()
+        self._cost = cost or LinearTime()
         self._verify_kv = verify_kv
         self._sequences: dict[int, _WorkerSequence] = {}
         self._slots: list[int | None] = [None] * (capacity.num_pages * capacity.page_size)
@@ -179,8 +167,9 @@ class SimulatedExecutor:
         )
         _require(plan.step > self._last_step, "step", str(plan.step), f"over {self._last_step}")
         self._last_step = plan.step
-        self.clock.now_s += self._cost.host_s
-        elapsed_s = self._cost.device_s(plan.num_tokens)
+        shape = plan_shape(plan)
+        self.clock.now_s += self._cost.host_s(shape)
+        elapsed_s = self._cost.device_s(shape)
         self._device_free_s = max(self._device_free_s, self.clock.now_s) + elapsed_s
         try:
             result = self._execute(plan, elapsed_s)

@@ -16,9 +16,10 @@ from typing import Literal
 import msgspec
 
 from fathom.errors import ConfigError
+from fathom.perf.virtual import Runs
 
-Prompt = tuple[int, ...] | str
-"""What a request asks: token ids, or a text."""
+Prompt = tuple[int, ...] | str | Runs
+"""What a request asks: token ids, a text, or what stands for ids in a simulation."""
 RampUp = Literal["linear", "exponential"]
 
 
@@ -76,6 +77,24 @@ def arrive(requests: Sequence[LoadRequest], times_s: Sequence[float]) -> tuple[L
     scheduled = iter(times_s)
     return tuple(
         one if one.after is not None else replace(one, at_s=next(scheduled)) for one in requests
+    )
+
+
+def take_turns(
+    requests: Sequence[LoadRequest], num_users: int, think_s: float
+) -> tuple[LoadRequest, ...]:
+    """The requests of a closed loop: each of `num_users` sends every `num_users`-th of them, the
+    first at once and each other `think_s` after the answer before.
+
+    Raises: ConfigError where a request is a follow-up already.
+    """
+    if any(one.after is not None for one in requests):
+        raise ConfigError("--think-time", found="turns of conversations", wanted="other requests")
+    return tuple(
+        replace(one, at_s=0.0)
+        if index < num_users
+        else replace(one, at_s=think_s, after=index - num_users)
+        for index, one in enumerate(requests)
     )
 
 
