@@ -57,5 +57,4 @@ def test_predicted_bytes_are_those_allocated(first: int, tmp_path: Path) -> None
 def test_constants_of_the_runtime_are_the_ledgers() -> None:
     """Too large to be reached by small deployments."""
     assert kernel_memory._RECORDED_SEQUENCES == replay.MAX_SEQUENCES
-    assert kernel_memory._RECORDINGS == replay.MAX_RECORDINGS
     assert kernel_memory._PROMPT_ROWS == worker._LOGPROB_ROWS

@@ -7,6 +7,7 @@ largest step asks for exactly these. The tensors follow what `models/layers.py` 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,8 +23,7 @@ _STRIP = 64
 _KEY_BLOCK, _SPLIT_KEYS, _COLUMNS, _MAX_PARTIAL_FLOATS = 128, 512, 64, 2**26
 _TILE_BYTES = 2 * 64 * _STRIP * 4 + 2**17  # csrc/ops.h, TileBuffers
 _BINS, _MAXIMA_LEVELS, _MAXIMA_GROUP = 1024, 5, 128  # csrc/logits.h
-# runtime/replay.py: sequences of a recorded step, and recordings that are kept.
-_RECORDED_SEQUENCES, _RECORDINGS = 64, 8
+_RECORDED_SEQUENCES = 64  # runtime/replay.py: sequences of a recorded step
 _PROMPT_ROWS = 64  # runtime/worker.py: rows of logits while a prompt is scored
 _BF16, _FLOAT, _INT = 2, 4, 8
 
@@ -83,14 +83,18 @@ class KernelStep:
         return batch + peak
 
     def recorded_bytes(self) -> int:
-        """Results that recordings of small decode steps keep, the largest that are kept at once."""
+        """What recordings of small decode steps share: blocks of as many rows as one may have, of
+        each size as many as any recording needs at once."""
         if self.layout.tp > 1:
             return 0
         pages = ceil(self.max_model_len / self.page_size)
-        widths = [1 << bits for bits in range((pages - 1).bit_length() + 1)]
-        sizes = range(1, min(_RECORDED_SEQUENCES, self.sequences) + 1)
-        each = sorted(self._recorded(size, width) for size in sizes for width in widths)
-        return sum(each[-_RECORDINGS:])
+        blocks: Counter[int] = Counter()
+        for bits in range((pages - 1).bit_length() + 1):
+            inputs = [_INT] * 4 + [_INT << bits] + [self.spec.mla.rope_dim // 2 * _FLOAT] * 2
+            for results in self._recorded_results():
+                blocks |= Counter(inputs + results)
+        rows = min(_RECORDED_SEQUENCES, self.sequences)
+        return rows * sum(size * count for size, count in blocks.items()) + (rows + 1) * _INT
 
     @property
     def _heads(self) -> int:
@@ -191,12 +195,20 @@ class KernelStep:
         prompt = min(self.tokens, _PROMPT_ROWS) * (scores + found)
         return self.tokens * hidden + max(prompt, sampled * (hidden + 2 * scores + found))
 
-    def _recorded(self, size: int, width: int) -> int:
-        spec, (inputs, own) = self.spec, self._widths()
-        layers = spec.num_layers * (inputs + own + 3 * spec.hidden_size) * _BF16
-        routed = sum(spec.is_moe_layer(layer) for layer in range(spec.num_layers))
-        kept = layers + routed * self._routes() + 2 * spec.hidden_size * _BF16
-        return size * (kept + spec.mla.rope_dim * _FLOAT + _INT * (5 + width)) + _INT
+    def _recorded_results(self) -> tuple[list[int], list[int]]:
+        """Bytes a row of the results that are alive at the ends of attention and of the MLP."""
+        spec, mla, moe = self.spec, self.spec.mla, self.spec.moe
+        hidden = spec.hidden_size * _BF16
+        queries = mla.num_heads * mla.qk_dim
+        widths = [(mla.q_lora_rank or queries) + mla.latent_dim, mla.num_heads * mla.v_dim]
+        if mla.q_lora_rank is not None:
+            widths.append(queries)
+        stream = [hidden] * (2 if spec.num_layers > 1 else 1)
+        routes: list[int] = []
+        if moe is not None and any(map(spec.is_moe_layer, range(spec.num_layers))):
+            routes = [moe.experts_per_token * _INT, moe.experts_per_token * _FLOAT]
+        attention = [*stream, *(width * _BF16 for width in widths), hidden]
+        return attention, [*stream, *[hidden] * 3, *routes]
 
 
 @lru_cache(maxsize=64)

@@ -77,7 +77,7 @@ class WorkingSet:
                 MemoryLine(
                     "recorded steps",
                     kernels.recorded_bytes(),
-                    "results of the 8 largest recorded decode steps",
+                    "tensors alive at once in a recorded decode step; recordings share them",
                 ),
             )
         else:

@@ -115,7 +115,7 @@ def make_worker(plan: DeploymentPlan, rank: RankModel, comm: Communicator) -> Wo
     """What runs the steps of a rank."""
     return Worker(
         WorkerParts(
-            model=_replayed(rank, comm),
+            model=_replayed(rank, comm, plan.max_sequences),
             draft_model=rank.model.mtp[0] if plan.num_drafts else None,
             ops=rank.ops,
             comm=comm,
@@ -126,12 +126,12 @@ def make_worker(plan: DeploymentPlan, rank: RankModel, comm: Communicator) -> Wo
     )
 
 
-def _replayed(rank: RankModel, comm: Communicator) -> Model:
+def _replayed(rank: RankModel, comm: Communicator, max_sequences: int) -> Model:
     """The model, its small steps replayed where one rank computes all by the CPU kernels: calls
     between ranks cannot be recorded."""
     if comm.world_size > 1 or not isinstance(rank.ops, CpuBackend):
         return rank.model.main
-    return ReplayedModel(rank.model.main, rank.ops)
+    return ReplayedModel(rank.model.main, rank.ops, max_sequences)
 
 
 def _choose_ops(plan: DeploymentPlan) -> Backend:

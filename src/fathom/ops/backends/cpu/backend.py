@@ -20,7 +20,7 @@ from fathom.ops.backends.cpu import library
 from fathom.ops.backends.cpu.library import check
 from fathom.ops.backends.cpu.logits import CpuLogits
 from fathom.ops.backends.cpu.matrices import PackedMatrix, pack
-from fathom.ops.backends.cpu.recording import Recording
+from fathom.ops.backends.cpu.recording import Recording, RecordingMemory
 from fathom.ops.backends.cpu.rows import CpuRows
 from fathom.ops.batch import PagedBatch
 from fathom.ops.reference import ReferenceBackend
@@ -56,11 +56,12 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
         self._recording: Recording | None = None
 
     @contextmanager
-    def record(self) -> Iterator[Recording]:
+    def record(self, memory: RecordingMemory) -> Iterator[Recording]:
         """Note down, besides running them, the kernel calls of what is done meanwhile by this
-        thread, for replay on the same memory. Nothing but this backend's ops may write tensors."""
+        thread, for replay on the same memory; results lie in `memory`. Nothing but this backend's
+        ops may write tensors, inputs apart."""
         kernels = self._library
-        self._recording = Recording(kernels)
+        self._recording = Recording(kernels, memory)
         self._library = self._recording
         try:
             yield self._recording
@@ -68,10 +69,8 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
             self._library, self._recording = kernels, None
 
     def _new(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        out = super()._new(*shape, dtype=dtype)
-        if self._recording is not None:
-            self._recording.keep(out)
-        return out
+        new = super()._new if self._recording is None else self._recording.new
+        return new(*shape, dtype=dtype)
 
     def hold(
         self,

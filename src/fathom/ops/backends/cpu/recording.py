@@ -6,22 +6,60 @@ recording repeats the calls alone.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from fathom.ops.backends.cpu.library import check
 
 
-class Recording:
-    """Stands in for the library while calls are noted down. The pointers in them must stay good:
-    results are kept here, inputs by whoever replays."""
+class RecordingMemory:
+    """What the tensors of recordings lie in, which run one at a time. Each recording may write all
+    of it: its results stand until another one runs.
 
-    def __init__(self, kernels: Any) -> None:
+    Calls are repeated in their order. So a tensor that died while they were recorded leaves its
+    memory to later ones of as many bytes a row, as it would in a step that is not recorded. Blocks
+    have room for `rows` rows, whatever the recording's own number.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self._blocks: dict[int, list[npt.NDArray[np.uint8]]] = {}  # by bytes of a row
+        self._free: dict[int, list[npt.NDArray[np.uint8]]] = {}
+
+    def restart(self) -> None:
+        """Give all blocks to a new recording; tensors of others do not give theirs back to it."""
+        self._free = {size: list(blocks) for size, blocks in self._blocks.items()}
+
+    def new(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of up to `rows` rows whose values are not set. Its memory is free again when
+        the last tensor on it is gone."""
+        row_bytes = prod(shape[1:]) * dtype.itemsize
+        free = self._free.setdefault(row_bytes, [])
+        if not free:
+            block = torch.empty(self.rows * row_bytes, dtype=torch.uint8).numpy()
+            self._blocks.setdefault(row_bytes, []).append(block)
+            free.append(block)
+        block = free.pop()
+        leased = block[: shape[0] * row_bytes]  # lives as long as the tensor's storage
+        weakref.finalize(leased, free.append, block)
+        return torch.from_numpy(leased).view(dtype).view(shape)
+
+
+class Recording:
+    """Stands in for the library while calls are noted down. The pointers in them stay good while
+    the memory and the inputs that are not from it are kept, by whoever replays."""
+
+    def __init__(self, kernels: Any, memory: RecordingMemory) -> None:
+        memory.restart()
+        self.new = memory.new
         self._kernels = kernels
         self._calls: list[tuple[Callable[..., bytes | None], tuple[Any, ...]]] = []
-        self._kept: list[torch.Tensor] = []
 
     def __getattr__(self, name: str) -> Callable[..., bytes | None]:
         function: Callable[..., bytes | None] = getattr(self._kernels, name)
@@ -31,10 +69,6 @@ class Recording:
             return function(*arguments)
 
         return call
-
-    def keep(self, tensor: torch.Tensor) -> None:
-        """Keep the memory of a result."""
-        self._kept.append(tensor)
 
     def replay(self) -> None:
         """Run the calls again. Raises: EngineError where one fails."""

@@ -23,7 +23,7 @@ class CpuRows:
     _library: Any
 
     def _new(self, *shape: int, dtype: torch.dtype = _BF16) -> torch.Tensor:
-        """A tensor for a result; a backend that records keeps it."""
+        """A tensor for a result; a backend that records has its own."""
         return torch.empty(shape, dtype=dtype)
 
     def embed(
