@@ -39,6 +39,9 @@ def _check(plan: DeploymentPlan, told: str) -> None:
     assert sum(held.buffers) == _part(plan, "kernel buffers"), told
     for counted, asked in zip(plan.kernel_buffers, held.asked, strict=True):
         assert asked <= counted <= max(1.03 * asked, asked + 1024), told
+    # An index vector of recorded steps is made with the worker, before anyone looks.
+    recorded = held.recorded + 8 * (plan.max_sequences + 1)
+    assert recorded == _part(plan, "recorded steps"), told
     working = _part(plan, "activations") + _part(plan, "recorded steps")
     predicted = weights + held.kv + sum(held.buffers) + working
     measured = held.weights + held.kv + sum(held.buffers) + held.tensors + held.recorded

@@ -31,9 +31,11 @@ class RecordingMemory:
         self.rows = rows
         self._blocks: dict[int, list[npt.NDArray[np.uint8]]] = {}  # by bytes of a row
         self._free: dict[int, list[npt.NDArray[np.uint8]]] = {}
+        self._leases: list[weakref.ref[npt.NDArray[np.uint8]]] = []
 
     def restart(self) -> None:
         """Give all blocks to a new recording; tensors of others do not give theirs back to it."""
+        self._leases.clear()
         self._free = {size: list(blocks) for size, blocks in self._blocks.items()}
 
     def new(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -47,8 +49,8 @@ class RecordingMemory:
             free.append(block)
         block = free.pop()
         leased = block[: shape[0] * row_bytes]  # lives as long as the tensor's storage
-        weakref.finalize(leased, free.append, block)
-        return torch.from_numpy(leased).view(dtype).view(shape)
+        self._leases.append(weakref.ref(leased, lambda _: free.append(block)))
+        return torch.frombuffer(leased, dtype=dtype).view(shape)
 
 
 class Recording:
