@@ -109,8 +109,8 @@ void Attention::plan() {
     // Prefill has columns enough for all threads, and its partial results would be large.
     const int64_t floats =
         splits * (round_up(columns, kColumns) / kColumns * floats_of(0) + columns * shape_.padded);
-    const bool is_cut = splits > 1 && columns <= 4 * kColumns &&
-                        partial_floats_ + floats <= kMaxPartialFloats;
+    const bool is_cut =
+        splits > 1 && columns <= 4 * kColumns && partial_floats_ + floats <= kMaxPartialFloats;
     for (int64_t first = 0; first < columns; first += kColumns) {
       const int64_t count = std::min<int64_t>(kColumns, columns - first);
       const Item whole{s, first, count, 0, splits, -1};

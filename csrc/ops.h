@@ -39,8 +39,8 @@ struct Output {
   }
 };
 
-// Memory of an op that all threads share, kept between calls; one buffer for each purpose. What each
-// is asked for is counted beforehand by perf/kernel_memory.py, in this order.
+// Memory of an op that all threads share, kept between calls; one buffer for each purpose. What
+// each is asked for is counted beforehand by perf/kernel_memory.py, in this order.
 enum Arena {
   kArenaActs,
   kArenaInner,

@@ -29,8 +29,8 @@ void parallel(int64_t items, Body&& body) {
 }
 
 // As above, but threads take `items` by runs that follow each other: neighbours in memory are then
-// read in one go. There are at least a dozen runs for each thread, and the last ones are shorter and
-// shorter, so that all end at about the same time.
+// read in one go. There are at least a dozen runs for each thread, and the last ones are shorter
+// and shorter, so that all end at about the same time.
 template <class Body>
 void parallel_runs(int64_t items, Body&& body) {
   static thread_local std::vector<int64_t> starts;
