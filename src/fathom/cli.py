@@ -13,6 +13,7 @@ from fathom.errors import ConfigError, FathomError
 # Subcommand: where its function is, and what it does.
 COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
+        "plan": ("fathom.commands.plan:main", "say what a model needs, does and costs, and where"),
         "serve": ("fathom.commands.serve:main", "serve a model behind OpenAI's API"),
         "chat": ("fathom.commands.chat:main", "talk to a server in the terminal"),
         "run": ("fathom.commands.run:main", "answer one prompt or a JSONL file, without a server"),

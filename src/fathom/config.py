@@ -239,6 +239,11 @@ def environment_data_dir() -> Path:
     return (Path(named) if named else Path.home() / ".local/share") / "fathom"
 
 
+def environment_language() -> str:
+    """The locale of messages, such as zh_CN.UTF-8; empty where none is named."""
+    return next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
+
+
 def environment_hardware_file() -> str | None:
     """The file with the user's changes to the hardware catalogue, None where none is named."""
     return os.environ.get("FATHOM_HARDWARE") or None

@@ -1,0 +1,154 @@
+"""`fathom plan MODEL [--gpu 8xH20-96]`: does it fit, what will it do, what does it cost. Neither
+torch nor a network nor a GPU is needed."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from fathom.commands.hardware import read_catalogue
+from fathom.commands.plan_flags import Asked, cost_asked, parse
+from fathom.config import environment_data_dir
+from fathom.errors import CapacityError, ConfigError
+from fathom.perf.advise import Option, Verdict, against, changes, machines, verdict
+from fathom.perf.calibration import Calibration, built_in, kept
+from fathom.perf.price import CostAsked, Costs, Flow, Prices, built_in_prices, costs, priced
+from fathom.perf.search import Candidate, Reason, search
+from fathom.spec.catalogue import Catalogue, parse_cluster
+from fathom.spec.hardware import Cluster
+from fathom.spec.known import KnownModel
+from fathom.weights.describe import describe_model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """All that is said of one machine."""
+
+    asked: Asked
+    model: KnownModel
+    cluster: Cluster
+    verdict: Verdict
+    candidates: tuple[Candidate, ...]
+    changes: tuple[Reason, ...]
+    costs: Costs | None
+    against: tuple[Reason, ...] | None
+
+    @property
+    def best(self) -> Candidate:
+        """The first choice."""
+        return self.candidates[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machines:
+    """The machines that do what is asked."""
+
+    asked: Asked
+    model: KnownModel
+    options: tuple[Option, ...]
+    currency: str
+
+
+def main(arguments: list[str]) -> int:
+    """Print the plan; gives 0, or the code of CapacityError where nothing does what is asked."""
+    asked = parse(arguments)
+    answer = plan(asked)
+    if asked.as_json:
+        from fathom.commands.plan_json import to_json
+
+        sys.stdout.write(to_json(answer))
+    else:
+        from fathom.commands.plan_text import told
+
+        print("\n".join(told(answer)))
+    if isinstance(answer, Machines):
+        return 0 if answer.options else CapacityError.exit_code
+    if asked.emit is not None:
+        from fathom.commands.plan_emit import emit
+
+        for note in emit(answer, Path(asked.emit)):
+            print(note, file=sys.stderr if asked.as_json else sys.stdout)
+    is_bad = bool(answer.against) if asked.claim else answer.verdict == "no"
+    return CapacityError.exit_code if is_bad else 0
+
+
+def plan(asked: Asked) -> Answer | Machines:
+    """What is to be said. Raises: ConfigError for what is unknown or impossible."""
+    catalogue, prices = read_catalogue(asked.hardware), _prices(asked)
+    model = describe_model(asked.model)
+    context, longest = asked.demand.context, model.spec.max_position
+    if context is not None and context > longest:
+        raise asked.words.error("model_length", found=f"{context:,}", wanted=f"{longest:,}")
+    money = priced(cost_asked(asked, prices), prices, model.name)
+    if asked.gpu is None:
+        currency = money.currency
+        found = machines(model.spec, asked.demand, catalogue, built_in(), prices, currency)
+        return Machines(asked=asked, model=model, options=found, currency=currency)
+    cluster = _cluster(asked, catalogue)
+    calibration = _calibration(cluster)
+    candidates = search(model.spec, cluster, asked.demand, calibration)
+    said = verdict(candidates)
+    better: tuple[Reason, ...] = ()
+    if said != "yes" and asked.claim is None:
+        better = tuple(
+            changes(model.spec, cluster, asked.demand, candidates, catalogue, calibration)
+        )
+    claim = asked.claim
+    return Answer(
+        asked=asked,
+        model=model,
+        cluster=cluster,
+        verdict=said,
+        candidates=candidates,
+        changes=better,
+        costs=_costs(asked, cluster, candidates[0], prices, money),
+        against=claim
+        and tuple(against(claim, model.spec, cluster, candidates, calibration)),
+    )
+
+
+def _prices(asked: Asked) -> Prices:
+    prices = built_in_prices()
+    if asked.prices is None:
+        return prices
+    try:
+        text = Path(asked.prices).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prices {asked.prices}", found=str(error), wanted="TOML") from error
+    return prices.changed(text, asked.prices)
+
+
+def _cluster(asked: Asked, catalogue: Catalogue) -> Cluster:
+    assert asked.gpu is not None
+    if asked.gpu != "local":
+        return parse_cluster(asked.gpu, asked.nodes, network=asked.network, catalogue=catalogue)
+    from fathom.runtime.nvml import installed_cluster
+
+    cluster = installed_cluster(catalogue)
+    if cluster is None:
+        raise asked.words.error("no_gpu", wanted="--gpu 8xH20-96")
+    return cluster
+
+
+def _calibration(cluster: Cluster) -> Calibration:
+    """The one of the machine at hand where it has this GPU, else the one that comes with fathom."""
+    here = [one for one in kept(environment_data_dir()) if one.machine == cluster.gpu.id]
+    return here[0] if here else built_in()
+
+
+def _costs(
+    asked: Asked, cluster: Cluster, best: Candidate, prices: Prices, money: CostAsked
+) -> Costs | None:
+    if best.steady is None:
+        return None
+    demand = asked.demand
+    flow = Flow(
+        input_len=demand.input_len,
+        output_len=demand.output_len,
+        cached_len=demand.cached_len,
+        requests_per_s=best.steady.requests_per_s,
+    )
+    gpu = cluster.gpu
+    price = prices.gpu(gpu.id, money.currency)
+    return costs(flow, num_gpus=cluster.num_gpus, tdp_w=gpu.tdp_w, gpu=price, asked=money)

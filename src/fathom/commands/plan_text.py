@@ -1,0 +1,330 @@
+"""A plan for people: the verdict, then the numbers that it stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+
+from fathom.commands.messages import Words, table
+from fathom.commands.plan import Answer, Machines
+from fathom.perf.advise import name_of
+from fathom.perf.held_weights import stored_bytes
+from fathom.perf.memory import kv_bytes_per_token, total_bytes
+from fathom.perf.price import Costs
+from fathom.perf.search import Candidate, Reason, format_seconds, reason, why_lost
+from fathom.perf.shape import decode_shape, prefill_shape
+from fathom.spec.formats import BFLOAT16
+from fathom.spec.hardware import Cluster
+from fathom.spec.parallel import Layout
+from fathom.units import format_bytes, format_count
+
+_MOST_ROWS, _MOST_MACHINES = 10, 12
+_CONFIDENCE = {
+    "measured on this machine": "measured_here",
+    "measured on this GPU type": "measured_gpu",
+    "roofline": "roofline",
+}
+
+
+def told(answer: Answer | Machines) -> list[str]:
+    """The lines."""
+    if isinstance(answer, Machines):
+        return list(_machines(answer))
+    return list(_answer(answer))
+
+
+def say(words: Words, one: Reason) -> str:
+    """A reason in words."""
+    return words(f"reason.{one.key}", **dict(one.values))
+
+
+def _answer(answer: Answer) -> Iterator[str]:
+    words, best = answer.asked.words, answer.best
+    names = {
+        "model": answer.model.name,
+        "machine": machine(answer.cluster),
+        "weights": best.precision.name,
+    }
+    if answer.against is not None:
+        yield words(f"verdict.{'refuted' if answer.against else 'plausible'}", **names)
+        yield from (f"  - {say(words, one)}" for one in answer.against)
+        yield ""
+    yield words(f"verdict.{answer.verdict}", **names)
+    yield from (f"  - {one}" for one in missed(words, best))
+    if answer.changes:
+        yield f"{words('label.change')}:"
+        yield from (f"  - {say(words, one)}" for one in answer.changes)
+    elif answer.verdict in ("limited", "no") and answer.against is None:
+        yield f"{words('label.change')}: {words('reason.change_none')}"
+    yield ""
+    yield from _facts(answer, words)
+    yield from _memory(best, words)
+    if best.steady is not None:
+        yield from _speed(answer, words)
+    yield from _layouts(answer, words)
+    if answer.costs is not None:
+        yield from _costs(answer, answer.costs, words)
+    if answer.asked.explain:
+        yield from _explain(answer, words)
+
+
+def missed(words: Words, best: Candidate) -> Iterator[str]:
+    """What the best candidate falls short of."""
+    is_said = any(one.key == "context" for one in best.shortfalls)
+    if best.fits and best.context < best.asked_context and not is_said:
+        most, asked = format_count(best.context), format_count(best.asked_context)
+        yield words("text.context_short", most=most, asked=asked)
+    yield from (say(words, one) for one in best.shortfalls)
+    if not best.fits:
+        yield say(words, reason("over", bytes=format_bytes(best.over_bytes)))
+
+
+def machine(cluster: Cluster) -> str:
+    """`8 x H20 SXM 96GB`."""
+    return f"{cluster.num_gpus} x {cluster.gpu.name}"
+
+
+def _facts(answer: Answer, words: Words) -> Iterator[str]:
+    model, cluster, best = answer.model, answer.cluster, answer.best
+    mtp = model.mtp_parameters
+    rows = [
+        [
+            words("label.model"),
+            words(
+                "text.model",
+                main=_billions(model.main_parameters),
+                mtp=words("text.mtp", count=_billions(mtp)) if mtp else "",
+                stored=format_bytes(stored_bytes(model.spec)),
+                format=model.native_format,
+                kv=format_count(kv_bytes_per_token(model.spec, BFLOAT16, Layout())),
+            ),
+        ],
+        [
+            words("label.machine"),
+            words(
+                "text.machine",
+                count=cluster.num_gpus,
+                gpu=cluster.gpu.name,
+                nodes=cluster.nodes,
+                memory=format_bytes(cluster.gpu.memory_bytes),
+                share=format_bytes(best.limit_bytes),
+            ),
+        ],
+        [words("label.layout"), layout_text(best, words)],
+    ]
+    yield from table(rows, indent="")
+    yield ""
+
+
+def layout_text(one: Candidate, words: Words) -> str:
+    """A candidate in a line."""
+    layout = one.layout
+    return words(
+        "text.layout",
+        tp=layout.tp,
+        dp=layout.dp,
+        ep=layout.ep,
+        pp=layout.pp,
+        weights=one.precision.name,
+        kv=one.kv.name,
+        chunk=format_count(one.working.max_batch_tokens),
+    )
+
+
+def _memory(best: Candidate, words: Words) -> Iterator[str]:
+    yield words("label.memory")
+    rows = [[line.part, format_bytes(line.num_bytes)] for line in best.ledger if line.num_bytes]
+    used = total_bytes(best.ledger)
+    limit = format_bytes(best.limit_bytes)
+    yield from table([*rows, [words("label.sum"), format_bytes(used)]], right=(1,))
+    yield "  " + words("text.sum", used=format_bytes(used), limit=limit)
+    yield ""
+
+
+def _speed(answer: Answer, words: Words) -> Iterator[str]:
+    best, demand = answer.best, answer.asked.demand
+    found, model = best.steady, best.model
+    assert found is not None
+    assert model is not None
+    yield f"{words('label.kv')}: " + words(
+        "text.kv",
+        tokens=format_count(best.kv_tokens),
+        long=format_count(best.users_at(max(1, best.context))),
+        context=format_count(best.context),
+        short=format_count(best.users_at(demand.request_len)),
+        request=format_count(demand.request_len),
+    )
+    yield f"{words('label.speed')}: " + words(
+        "text.speed",
+        users=best.users,
+        isl=format_count(demand.input_len),
+        osl=format_count(demand.output_len),
+        confidence=words(f"text.{_CONFIDENCE[model.confidence]}"),
+    )
+    rows = []
+    for name, seconds, kind in (
+        ("ttft", found.ttft_s, "ttft"),
+        ("tpot", found.tpot_s, "tpot"),
+        ("request", found.request_s, "tpot"),
+    ):
+        low, high = model.interval("ttft" if kind == "ttft" else "tpot")
+        between = words(
+            "text.interval", low=format_seconds(low * seconds), high=format_seconds(high * seconds)
+        )
+        rows.append([words(f"label.{name}"), format_seconds(seconds), between])
+    low, high = model.interval("throughput")
+    for name, rate in (("output", found.output_per_s), ("total", found.total_per_s)):
+        shown, least, most = (_rate(rate * factor) for factor in (1.0, low, high))
+        between = words("text.interval", low=least, high=most)
+        rows.append([words(f"label.{name}"), words("text.tokens_s", count=shown), between])
+    yield from table(rows, right=(1,))
+    yield ""
+
+
+def _layouts(answer: Answer, words: Words) -> Iterator[str]:
+    yield words("label.layouts")
+    rows = [["", "TP", "DP", "EP", "PP", "weights", "KV", "tokens", "TTFT", "TPOT", "tokens/s", ""]]
+    for at, one in enumerate(answer.candidates[:_MOST_ROWS]):
+        layout, found = one.layout, one.steady
+        why = words("text.first") if at == 0 and one.fits else lost(words, one, answer.best)
+        rows.append(
+            [
+                str(at + 1),
+                *(str(size) for size in (layout.tp, layout.dp, layout.ep, layout.pp)),
+                one.precision.name,
+                one.kv.name,
+                format_count(one.kv_tokens) if one.fits else "-",
+                format_seconds(found.ttft_s) if found else "-",
+                format_seconds(found.tpot_s) if found else "-",
+                _rate(found.output_per_s) if found else "-",
+                why,
+            ]
+        )
+    yield from table(rows, right=(0, 1, 2, 3, 4, 7, 8, 9, 10))
+    yield ""
+
+
+def lost(words: Words, one: Candidate, best: Candidate) -> str:
+    """Why a candidate is not the first choice."""
+    why = why_lost(one, best)
+    if why.key == "slower" and dict(why.values)["less"] in ("0%", "-0%"):
+        return words("reason.alike")
+    return say(words, why)
+
+
+def _costs(answer: Answer, found: Costs, words: Words) -> Iterator[str]:
+    yield words("label.cost")
+    currency, gpu = found.currency, answer.cluster.gpu
+    lines = []
+    if found.hour is None or found.million is None or found.million_output is None:
+        lines.append(words("text.no_hour", gpu=gpu.name, currency=currency))
+    else:
+        hour = f"{found.hour:,.2f}"
+        lines.append(words("text.hour", cost=hour, currency=currency, source=found.hour_source))
+        lines.append(
+            words(
+                "text.million",
+                cost=f"{found.million:.3g}",
+                currency=currency,
+                output=f"{found.million_output:.3g}",
+                utilization=f"{found.utilization:.0%}",
+            )
+        )
+    if found.api is None or found.api_million is None:
+        lines.append(words("text.no_api", currency=currency))
+    else:
+        api = found.api
+        lines.append(
+            words(
+                "text.api",
+                cost=f"{found.api_million:.3g}",
+                currency=currency,
+                api=api.id,
+                hit=f"{api.cache_hit:g}",
+                miss=f"{api.cache_miss:g}",
+                output=f"{api.output:g}",
+                source=", ".join(filter(None, (api.source, api.date))),
+            )
+        )
+    if found.break_even is not None:
+        key = "break_even" if found.break_even <= 1 else "never"
+        lines.append(words(f"text.{key}", share=f"{found.break_even:.0%}"))
+    lines += _month(found, words)
+    yield from (f"  - {line}" for line in lines)
+    energy = words(
+        "text.energy",
+        watts=f"{found.watts / 1000:.3g} kW",
+        kwh=f"{found.kwh_million:.3g}",
+        joules=f"{found.joules_token:.3g}",
+    )
+    yield f"{words('label.energy')}: {energy}"
+
+
+def _month(found: Costs, words: Words) -> Iterator[str]:
+    if found.month_own is not None:
+        own, capacity = f"{found.month_own:,.0f}", format_count(round(found.month_capacity))
+        yield words("text.month_own", own=own, currency=found.currency, capacity=capacity)
+    if found.month_tokens is None:
+        return
+    tokens = format_count(round(found.month_tokens))
+    if found.month_api is not None:
+        bill = f"{found.month_api:,.0f}"
+        yield words("text.month", tokens=tokens, api=bill, currency=found.currency)
+    if found.month_tokens > found.month_capacity:
+        yield words("text.over_capacity", count=ceil(found.month_tokens / found.month_capacity))
+
+
+def _explain(answer: Answer, words: Words) -> Iterator[str]:
+    best, demand = answer.best, answer.asked.demand
+    yield ""
+    yield words("label.explain")
+    yield from table([[ln.part, format_bytes(ln.num_bytes), ln.formula] for ln in best.ledger])
+    if best.model is None or best.steady is None:
+        return
+    batch = max(1, round(best.steady.batch))
+    held = round(batch * (demand.input_len + demand.output_len / 2))
+    steps = (
+        (f"decode, {batch} sequences", decode_shape(batch, held)),
+        ("prompt", prefill_shape([(demand.input_len, demand.input_len)], num_sampled=1)),
+    )
+    for name, shape in steps:
+        yield f"  {name}: {format_seconds(best.model.device_s(shape))}"
+        rows = [
+            [op.name, format_seconds(op.seconds), op.bound, op.formula, op.source]
+            for op in best.model.explain(shape)
+        ]
+        yield from table(rows, indent="    ")
+
+
+def _machines(answer: Machines) -> Iterator[str]:
+    words = answer.asked.words
+    if not answer.options:
+        yield words("verdict.none", model=answer.model.name)
+        return
+    yield words("verdict.machines", model=answer.model.name)
+    rows = []
+    for one in answer.options[:_MOST_MACHINES]:
+        found, hour = one.best.steady, one.hour
+        assert found is not None
+        price = words("text.option_unknown")
+        if hour is not None:
+            price = words("text.option", hour=f"{hour:,.2f}", currency=answer.currency)
+        rows.append(
+            [
+                f"--gpu {name_of(one.cluster)}",
+                price,
+                one.best.precision.name,
+                f"TTFT {format_seconds(found.ttft_s)}",
+                f"TPOT {format_seconds(found.tpot_s)}",
+                words("text.tokens_s", count=_rate(found.output_per_s)),
+            ]
+        )
+    yield from table(rows)
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.2f}B"
+
+
+def _rate(per_s: float) -> str:
+    return format_count(round(per_s))

@@ -1,0 +1,254 @@
+"""What to answer: the verdict, what to change where it is no, the machines that would do, and what
+speaks against a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fathom.errors import ConfigError
+from fathom.perf.calibration import Calibration
+from fathom.perf.cost import cost_model
+from fathom.perf.held_weights import Holding, weight_lines
+from fathom.perf.memory import total_bytes
+from fathom.perf.parts import Formats
+from fathom.perf.price import GpuPrice, Prices
+from fathom.perf.search import (
+    Candidate,
+    Demand,
+    Precision,
+    Reason,
+    candidate,
+    caches,
+    format_seconds,
+    layouts,
+    precisions,
+    predicted,
+    reason,
+)
+from fathom.perf.shape import decode_shape, prefill_shape
+from fathom.perf.steady import Load, steady
+from fathom.spec.catalogue import Catalogue, parse_cluster
+from fathom.spec.families import Model
+from fathom.spec.hardware import Cluster
+from fathom.spec.parallel import Layout
+from fathom.units import format_bytes, format_count
+
+Verdict = Literal["yes", "limited", "other", "no"]
+# GPUs of a deployment, in the order in which they are tried.
+_COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+# Of a small machine's candidates, those whose times are worked out.
+_TIMED = 2
+
+
+def verdict(candidates: tuple[Candidate, ...]) -> Verdict:
+    """`yes`: all that is asked, in the published (or asked) weights; `limited`: it runs, and falls
+    short of something; `other`: it runs in other weights only."""
+    best = candidates[0]
+    if not best.fits:
+        return "no"
+    if not best.precision.is_exact:
+        return "other"
+    return "limited" if best.shortfalls or best.context < best.asked_context else "yes"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A machine that does what is asked, and what it costs an hour where that is known."""
+
+    cluster: Cluster
+    best: Candidate
+    price: GpuPrice | None
+
+    @property
+    def hour(self) -> float | None:
+        """Of all its GPUs."""
+        return self.price and self.price.hour * self.cluster.num_gpus
+
+
+def name_of(cluster: Cluster) -> str:
+    """As `--gpu` takes it."""
+    return f"{cluster.num_gpus}x{cluster.gpu.id}"
+
+
+def changes(
+    model: Model,
+    cluster: Cluster,
+    demand: Demand,
+    candidates: tuple[Candidate, ...],
+    catalogue: Catalogue,
+    calibration: Calibration,
+) -> Iterator[Reason]:
+    """What would do all that is asked: each one tried, the smallest change first."""
+    best = candidates[0]
+    if best.fits and best.context < best.asked_context:
+        yield reason("change_context", most=format_count(best.context))
+    seen: set[str] = set()
+    for one in candidates:
+        works = one.fits and not one.shortfalls and one.context >= one.asked_context
+        name = f"{one.precision.name}+{one.kv.name}"
+        if works and one is not best and name not in seen:
+            seen.add(name)
+            if one.precision.is_exact:
+                yield reason("change_kv", kv="fp8")
+            else:
+                yield reason("change_weights", weights=one.precision.name)
+    bigger = (one for one in catalogue.gpus if one.market != "aftermarket")
+    larger = [one for one in bigger if one.memory_bytes > cluster.gpu.memory_bytes]
+    same_market = [one for one in larger if one.market == cluster.gpu.market] or larger
+    more = smallest(
+        model, cluster.gpu.id, demand, catalogue, calibration, more_than=cluster.num_gpus
+    )
+    if more is not None:
+        yield reason("change_more", machine=name_of(more.cluster))
+    for gpu in sorted(same_market, key=lambda one: one.memory_bytes):
+        machine = parse_cluster(f"{cluster.num_gpus}x{gpu.id}", catalogue=catalogue)
+        if _does(model, machine, demand, calibration) is not None:
+            yield reason("change_gpu", machine=name_of(machine))
+            return
+
+
+def smallest(
+    model: Model,
+    gpu: str,
+    demand: Demand,
+    catalogue: Catalogue,
+    calibration: Calibration,
+    *,
+    more_than: int = 0,
+) -> Option | None:
+    """The fewest of a GPU that do what is asked; None where none of the usual numbers does."""
+    for count in _COUNTS:
+        if count > more_than:
+            cluster = parse_cluster(f"{count}x{gpu}", catalogue=catalogue)
+            best = _does(model, cluster, demand, calibration)
+            if best is not None:
+                return Option(cluster, best, None)
+    return None
+
+
+def machines(
+    model: Model,
+    demand: Demand,
+    catalogue: Catalogue,
+    calibration: Calibration,
+    prices: Prices,
+    currency: str,
+) -> tuple[Option, ...]:
+    """The machines of the catalogue that do what is asked, one of each GPU: the cheapest first,
+    then those without a known price, the fewest GPUs first."""
+    found = []
+    for gpu in catalogue.gpus:
+        option = smallest(model, gpu.id, demand, catalogue, calibration)
+        if option is not None:
+            found.append(replace(option, price=prices.gpu(gpu.id, currency)))
+    return tuple(
+        sorted(found, key=lambda one: (one.hour is None, one.hour or 0.0, one.cluster.num_gpus))
+    )
+
+
+def _does(
+    model: Model, cluster: Cluster, demand: Demand, calibration: Calibration
+) -> Candidate | None:
+    """The best candidate of a few layouts where one does all that is asked in the published
+    weights and cache, or in those asked."""
+    try:
+        precision = precisions(model, cluster, demand.weights)[0]
+    except ConfigError:
+        return None
+    if not precision.is_exact or not _may_fit(model, cluster, demand, precision):
+        return None
+    kv = caches(model, demand.kv or "bf16")[0]
+    tried = [
+        candidate(model, cluster, demand, layout, precision, kv)
+        for layout in _few_layouts(model, cluster)
+    ]
+    fitting = [one for one in tried if one.fits and one.context >= one.asked_context]
+    fitting.sort(key=lambda one: -one.kv_tokens)
+    timed = [predicted(one, cluster, demand, calibration) for one in fitting[:_TIMED]]
+    works = [one for one in timed if not one.shortfalls]
+    return min(works, key=lambda one: one.rank_key, default=None)
+
+
+def _may_fit(model: Model, cluster: Cluster, demand: Demand, precision: Precision) -> bool:
+    """Whether the weights alone, divided evenly, have room: quick, and never wrong in saying no."""
+    holding = Holding(dequantize=precision.dequantize, quantization=precision.quantization)
+    whole = total_bytes(weight_lines(model, Layout(), holding))
+    return whole <= cluster.gpu.memory_bytes * demand.share * cluster.num_gpus
+
+
+def _few_layouts(model: Model, cluster: Cluster) -> Iterator[Layout]:
+    """Those that usually come out best: cut over a node, half of it, or nothing; stages by node."""
+    node = cluster.gpus_per_node
+    for layout in layouts(model, cluster):
+        if layout.pp in (1, cluster.nodes) and layout.tp in (1, node // 2, node):
+            yield layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What someone says of a deployment: requests a second, lengths in tokens (`output_len` None
+    where it is not said), mean seconds of a request."""
+
+    per_s: float | None = None
+    input_len: int
+    output_len: int | None = None
+    mean_s: float
+
+
+def against(
+    claim: Claim,
+    model: Model,
+    cluster: Cluster,
+    candidates: tuple[Candidate, ...],
+    calibration: Calibration,
+) -> Iterator[Reason]:
+    """What speaks against a claim; nothing where it may be so."""
+    best = candidates[0]
+    exact = min(
+        (one for one in candidates if one.precision.is_exact), key=lambda one: one.rank_key
+    )
+    if not exact.fits:
+        yield reason(
+            "claim_memory",
+            weights=exact.precision.name,
+            bytes=format_bytes(exact.over_bytes),
+            gpu=cluster.gpu.name,
+        )
+    shown = best if best.fits else exact
+    formats = Formats(weights=shown.precision.format, kv=shown.kv)
+    costs = cost_model(model, shown.layout, cluster, formats, calibration)
+    length, answer = claim.input_len, claim.output_len
+    first = costs.roofline_s(prefill_shape([(length, length)], num_sampled=1))
+    token = costs.roofline_s(decode_shape(1, length))
+    said = format_seconds(claim.mean_s)
+    for count in {1, answer or 1}:
+        floor = first + (count - 1) * token
+        if floor > claim.mean_s:
+            yield reason(
+                "claim_floor", tokens=count, floor=format_seconds(floor), mean=said, length=length
+            )
+    if answer is None:
+        most = int(max(0.0, (claim.mean_s - first) / token)) + 1
+        yield reason(
+            "claim_answer",
+            length=length,
+            most=most,
+            mean=said,
+            whole=format_seconds(first + (length - 1) * token),
+        )
+    if claim.per_s is not None:
+        # Little's law: those in service at a time are the rate times the mean.
+        users = max(1, round(claim.per_s * claim.mean_s))
+        load = Load(concurrency=users, input_len=length, output_len=answer or 1)
+        found = steady(costs, load)
+        if found.request_s > claim.mean_s:
+            yield reason(
+                "claim_load",
+                users=users,
+                qps=f"{claim.per_s:g}",
+                mean=said,
+                found=format_seconds(found.request_s),
+                rate=f"{found.requests_per_s:.3g}",
+            )

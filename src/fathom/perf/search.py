@@ -1,0 +1,375 @@
+"""Every way in which a cluster could hold a model: layouts, formats of weights and cache, what each
+leaves for KV, what it would do under a load, and why all but the first lost.
+
+Bytes come from the ledger that the engine allocates by, times from the cost model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from fathom.errors import ConfigError
+from fathom.perf.calibration import Calibration
+from fathom.perf.cost import CostModel, cost_model
+from fathom.perf.memory import kv_capacity, rank_ledger, total_bytes
+from fathom.perf.parts import Formats
+from fathom.perf.steady import Load, Steady, steady
+from fathom.perf.working import WorkingSet
+from fathom.spec.dense import DenseSpec
+from fathom.spec.families import Model, check_layout, num_experts, tensor_parallel_sizes
+from fathom.spec.formats import (
+    BFLOAT16,
+    FP8_BLOCK,
+    FP8_LATENT,
+    FP8_PLAIN,
+    INT8_CHANNEL,
+    Format,
+    int4_group,
+)
+from fathom.spec.hardware import Cluster
+from fathom.spec.held import Quantization
+from fathom.spec.parallel import Layout
+from fathom.spec.plan import MemoryLine
+from fathom.units import format_bytes, format_count
+
+WEIGHTS = ("bf16", "fp8", "int8", "int4")
+CACHES = ("bf16", "fp8")
+# Of a GPU's memory, that a deployment may use: the engine's own default (`perf/resolve.py`).
+DEVICE_SHARE = 0.92
+# Positions of a step; fewer leave more room for KV and slow prompts down.
+CHUNKS = (8192, 4096, 2048, 1024)
+_FORMATS = {
+    "bf16": BFLOAT16,
+    "fp8": FP8_BLOCK,
+    "int8": INT8_CHANNEL,
+    "int4": int4_group(128),
+}
+_STORED_AS = {"fp8_block": "fp8", "int8": "int8", "int4": "int4"}
+_USUAL_USERS = 64
+_MOST_STAGES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """What users may have to wait at most, in means. None: not asked."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What is asked of a deployment. None: whatever comes out best. `context` and lengths in
+    tokens; `cached_len` of a prompt is found in the prefix cache."""
+
+    context: int | None = None
+    users: int | None = None
+    input_len: int = 2000
+    output_len: int = 500
+    cached_len: int = 0
+    slo: Slo = field(default_factory=Slo)
+    weights: str | None = None
+    kv: str | None = None
+    layout: Layout | None = None
+    share: float = DEVICE_SHARE
+
+    @property
+    def request_len(self) -> int:
+        """Tokens of a request at its end."""
+        return self.input_len + self.output_len
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a candidate lost, or what to change: a key of the messages, and what fills its gaps."""
+
+    key: str
+    values: tuple[tuple[str, str], ...] = ()
+
+
+def reason(key: str, **values: object) -> Reason:
+    """A reason whose gaps are filled as they will be shown."""
+    return Reason(key, tuple((name, str(value)) for name, value in values.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """A format of weights. `is_exact`: answers are those of the published weights."""
+
+    name: str
+    format: Format
+    quantization: Quantization | None
+    dequantize: bool
+    is_exact: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way to deploy. `over_bytes`: of a rank, missing where it is over 0. `kv_tokens`: of all
+    replicas together; `context`: the longest sequence that fits, at most the demanded one.
+    `shortfalls`: demands that it does not meet; `steady` where a request fits."""
+
+    layout: Layout
+    precision: Precision
+    kv: Format
+    working: WorkingSet
+    ledger: tuple[MemoryLine, ...]
+    limit_bytes: int
+    over_bytes: int
+    kv_tokens: int
+    context: int
+    asked_context: int
+    users: int
+    model: CostModel | None = None
+    steady: Steady | None = None
+    shortfalls: tuple[Reason, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether weights, a step and a request have room."""
+        return self.over_bytes <= 0
+
+    @property
+    def is_exact_kv(self) -> bool:
+        """Whether the cache is not quantised."""
+        return self.kv == BFLOAT16
+
+    @property
+    def kv_tokens_each(self) -> int:
+        """Tokens of one replica's pool."""
+        return self.kv_tokens // self.layout.dp
+
+    def users_at(self, num_tokens: int) -> int:
+        """Sequences of that length that the pools hold at a time."""
+        return self.layout.dp * (self.kv_tokens_each // num_tokens) if self.fits else 0
+
+    @property
+    def rank_key(self) -> tuple[bool, bool, int, bool, float]:
+        """The best one first: what fits, keeps the weights as published, meets the demands, keeps
+        the cache, and answers most."""
+        rate = self.steady.output_per_s if self.steady else 0.0
+        score = -rate if self.fits else float(self.over_bytes)
+        missed = len(self.shortfalls)
+        return not self.fits, not self.precision.is_exact, missed, not self.is_exact_kv, score
+
+
+def precisions(model: Model, cluster: Cluster, asked: str | None) -> tuple[Precision, ...]:
+    """The formats to consider, the published one first where the GPU computes in it.
+
+    Raises: ConfigError for a format that is asked and that the GPU has no units for.
+    """
+    stored = _STORED_AS.get(model.weight_format.name, "bf16")
+    names = [stored, *(name for name in WEIGHTS if name != stored)]
+    lacking = [] if cluster.gpu.has_fp8 else ["fp8"]
+    lacking += [] if cluster.gpu.int8_ops else ["int8"]
+    if asked in lacking:
+        raise ConfigError(
+            f"--weights {asked}",
+            found=f"{cluster.gpu.name} has no {asked.upper()} arithmetic",
+            wanted=", ".join(name for name in WEIGHTS if name not in lacking),
+        )
+    found = []
+    for name in names:
+        if name not in lacking and asked in (None, name):
+            is_stored = name == stored
+            # Sixteen bits hold what fewer did; asked for by name, any format is what is wanted.
+            is_exact = is_stored or name == "bf16" or asked is not None
+            held: dict[str, Quantization] = {"fp8": "fp8", "int8": "int8", "int4": "int4"}
+            found.append(
+                Precision(
+                    name=name,
+                    format=model.weight_format if is_stored else _FORMATS[name],
+                    quantization=None if is_stored else held.get(name),
+                    dequantize=name == "bf16" and not is_stored,
+                    is_exact=is_exact,
+                )
+            )
+    return tuple(found)
+
+
+def caches(model: Model, asked: str | None) -> tuple[Format, ...]:
+    """The formats of the cache to consider."""
+    fp8 = FP8_PLAIN if isinstance(model, DenseSpec) else FP8_LATENT
+    both = {"bf16": BFLOAT16, "fp8": fp8}
+    return tuple(both.values()) if asked is None else (both[asked],)
+
+
+def layouts(model: Model, cluster: Cluster) -> Iterator[Layout]:
+    """Every layout that divides the model over all GPUs, experts whole or cut over all ranks."""
+    count = cluster.num_gpus
+    sizes = tensor_parallel_sizes(model, count)
+    for pp in range(1, min(count, model.num_layers, _MOST_STAGES) + 1):
+        for tp in sizes if count % pp == 0 else ():
+            stage = count // pp
+            for ep in sorted({1, stage}) if stage % tp == 0 else ():
+                layout = Layout(tp=tp, dp=stage // tp, ep=ep, pp=pp)
+                if ep == 1 or num_experts(model):
+                    try:
+                        check_layout(model, layout)
+                    except ConfigError:
+                        continue
+                    yield layout
+
+
+def check_asked(model: Model, cluster: Cluster, layout: Layout) -> None:
+    """Raises: ConfigError where an asked layout does not divide the model or the cluster."""
+    check_layout(model, layout)
+    if layout.world_size != cluster.num_gpus:
+        product = f"{layout.tp} x {layout.dp} x {layout.pp} = {layout.world_size} ranks"
+        raise ConfigError(
+            "--layout",
+            found=f"tp x dp x pp = {product} on {cluster.num_gpus} GPUs",
+            wanted="a rank for each GPU",
+        )
+
+
+def search(
+    model: Model, cluster: Cluster, demand: Demand, calibration: Calibration
+) -> tuple[Candidate, ...]:
+    """All candidates, the best one first. Raises: ConfigError for an asked layout or format that is
+    impossible."""
+    if demand.layout is not None:
+        check_asked(model, cluster, demand.layout)
+    every = (demand.layout,) if demand.layout else tuple(layouts(model, cluster))
+    best: Candidate | None = None
+    found: list[Candidate] = []
+    for precision in precisions(model, cluster, demand.weights):
+        for kv in caches(model, demand.kv):
+            # Where something more exact does all that is asked, one line shows what this would be.
+            is_settled = best is not None and best.fits and not best.shortfalls
+            tried = (best.layout,) if best is not None and is_settled else every
+            for layout in tried:
+                one = candidate(model, cluster, demand, layout, precision, kv)
+                found.append(predicted(one, cluster, demand, calibration) if one.fits else one)
+            best = min(found, key=lambda one: one.rank_key)
+    return tuple(sorted(found, key=lambda one: one.rank_key))
+
+
+def candidate(
+    model: Model,
+    cluster: Cluster,
+    demand: Demand,
+    layout: Layout,
+    precision: Precision,
+    kv: Format,
+) -> Candidate:
+    """The memory of one deployment, with the largest steps that leave room for what is asked."""
+    asked = demand.context or model.max_position
+    limit = int(cluster.gpu.memory_bytes * demand.share)
+    users = demand.users or _USUAL_USERS
+    each = -(-users // layout.dp)
+    needed = max(asked, each * demand.request_len if demand.users else 0)
+    for chunk in CHUNKS:
+        working = WorkingSet(
+            device="cuda",
+            spec=model,
+            layout=layout,
+            dequantize=precision.dequantize,
+            max_batch_tokens=max(chunk, each),
+            max_sequences=each,
+            max_model_len=asked,
+            quantization=precision.quantization,
+        )
+        room = kv_capacity(working, kv_format=kv, limit_bytes=limit)
+        if room >= needed:
+            break
+    if room < asked:
+        working, room = _shortened(working, kv, limit)
+    over = -room if room <= 0 else 0
+    lines = rank_ledger(working, kv_format=kv, kv_tokens=max(0, room))
+    missing = total_bytes(lines) - limit if over else 0
+    if room < demand.request_len and not missing:
+        needs = rank_ledger(working, kv_format=kv, kv_tokens=demand.request_len)
+        missing = total_bytes(needs) - limit
+    return Candidate(
+        layout=layout,
+        precision=precision,
+        kv=kv,
+        working=working,
+        ledger=lines,
+        limit_bytes=limit,
+        over_bytes=missing,
+        kv_tokens=max(0, room) * layout.dp,
+        context=min(asked, max(0, room)),
+        asked_context=asked,
+        users=users,
+    )
+
+
+def _shortened(working: WorkingSet, kv: Format, limit: int) -> tuple[WorkingSet, int]:
+    """With the longest context for which one sequence fits, and the room for KV then."""
+    page = working.page_size
+    low, high = 1, max(1, working.max_model_len // page)
+    while low < high:
+        middle = (low + high + 1) // 2
+        room = kv_capacity(_of(working, middle * page), kv_format=kv, limit_bytes=limit)
+        low, high = (middle, high) if room >= middle * page else (low, middle - 1)
+    short = _of(working, low * page)
+    return short, kv_capacity(short, kv_format=kv, limit_bytes=limit)
+
+
+def _of(working: WorkingSet, max_model_len: int) -> WorkingSet:
+    return replace(working, max_model_len=max_model_len)
+
+
+def predicted(
+    one: Candidate, cluster: Cluster, demand: Demand, calibration: Calibration
+) -> Candidate:
+    """What a candidate that fits does under the load, and which demands it misses."""
+    formats = Formats(weights=one.precision.format, kv=one.kv)
+    costs = cost_model(one.working.spec, one.layout, cluster, formats, calibration)
+    users = demand.users or max(1, min(one.users, one.users_at(demand.request_len)))
+    load = Load(
+        concurrency=users,
+        input_len=demand.input_len,
+        output_len=demand.output_len,
+        cached_len=demand.cached_len,
+        chunk_len=one.working.max_batch_tokens,
+        kv_tokens=one.kv_tokens,
+    )
+    done = replace(one, model=costs, steady=steady(costs, load), users=users)
+    return replace(done, shortfalls=tuple(_shortfalls(done, demand)))
+
+
+def _shortfalls(one: Candidate, demand: Demand) -> Iterator[Reason]:
+    found = one.steady
+    assert found is not None
+    if demand.context and one.context < demand.context:
+        yield reason(
+            "context", most=format_count(one.context), asked=format_count(demand.context)
+        )
+    held = one.users_at(demand.request_len)
+    if demand.users and held < demand.users:
+        yield reason("users", most=format_count(held), asked=format_count(demand.users))
+    times: tuple[tuple[Literal["ttft", "tpot", "e2e"], float, float | None], ...] = (
+        ("ttft", found.ttft_s, demand.slo.ttft_s),
+        ("tpot", found.tpot_s, demand.slo.tpot_s),
+        ("e2e", found.request_s, demand.slo.e2e_s),
+    )
+    for name, seconds, most in times:
+        if most is not None and seconds > most:
+            yield reason(name, found=format_seconds(seconds), asked=format_seconds(most))
+
+
+def why_lost(one: Candidate, best: Candidate) -> Reason:
+    """The first reason for which `one` comes after `best`."""
+    if not one.fits:
+        return reason("over", bytes=format_bytes(one.over_bytes))
+    if not one.precision.is_exact and best.precision.is_exact:
+        return reason("inexact", weights=one.precision.name)
+    if len(one.shortfalls) > len(best.shortfalls):
+        return one.shortfalls[0]
+    if best.is_exact_kv and not one.is_exact_kv:
+        return reason("inexact_kv")
+    assert one.steady is not None
+    assert best.steady is not None
+    less = 1 - one.steady.output_per_s / best.steady.output_per_s
+    return reason("slower", less=f"{less:.0%}")
+
+
+def format_seconds(seconds: float) -> str:
+    """`68 ms`, `1.25 s`: three significant digits."""
+    return f"{seconds * 1000:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
