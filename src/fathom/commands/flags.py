@@ -90,7 +90,7 @@ def _add_flag(group: argparse._ArgumentGroup, one: Field[Any], hint: object) -> 
         repeats = {"action": "append"} if "key" in one.name else {"action": "extend", "nargs": "+"}
         options |= repeats
     else:
-        options["type"] = _converter(one, hint)
+        options["type"] = converter(one, hint)
         options["metavar"] = one.metadata["unit"].upper() or names[0].rpartition("-")[2].upper()
     group.add_argument(*names, **options)
 
@@ -104,7 +104,7 @@ def _help(one: Field[Any]) -> str:
     return " ".join(parts).replace("%", "%%")
 
 
-def _converter(one: Field[Any], hint: object) -> Callable[[str], Any]:
+def converter(one: Field[Any], hint: object) -> Callable[[str], Any]:
     """From the text of a flag to the field's type. Raises (when called): ConfigError."""
     flag = one.metadata["flags"][0]
     if one.metadata["unit"] == "bytes":

@@ -320,7 +320,6 @@ _MISSING = (
         fix=_PROXY,
     ),
     _missing("--admin-api-key", "there are no admin routes", fix="--api-key"),
-    _missing("--config", "flags only", fix="give the flags"),
     _missing("--otlp-traces-endpoint --collect-detailed-traces", "there is no tracing"),
     _missing("--enable-trace", "there is no tracing", 0),
     _missing(

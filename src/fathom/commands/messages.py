@@ -25,7 +25,9 @@ class Words:
         section, _, name = key.partition(".")
         return self.table[section][name].format(**values)
 
-    def error(self, key: str, *, found: str = "", wanted: str = "", **values: object) -> ConfigError:
+    def error(
+        self, key: str, *, found: str = "", wanted: str = "", **values: object
+    ) -> ConfigError:
         """An error that says a message of the section `error`."""
         return ConfigError(self(f"error.{key}", **values), found=found, wanted=wanted)
 

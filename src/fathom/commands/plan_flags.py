@@ -173,9 +173,7 @@ class _Parts:
             found[key] = value
         return found
 
-    def number(
-        self, flag: str, key: str, text: str, units: dict[str, float], wanted: str
-    ) -> float:
+    def number(self, flag: str, key: str, text: str, units: dict[str, float], wanted: str) -> float:
         match = _NUMBER.fullmatch(text.strip())
         if match is not None and match[3].lower() in units:
             value = float(match[1]) * 10.0 ** int(match[2] or 0) * units[match[3].lower()]
@@ -242,7 +240,9 @@ def _api(parts: _Parts, text: str, prices: Prices, currency: str) -> ApiPrice:
     """`hit/miss/output`, one price of all tokens, or the id of a row."""
     if not re.match(r"[\d.]", text):
         return prices.named(text)
-    each = [parts.number("--cost", "api", one, {"": 1.0}, "0.07/0.56/1.68") for one in text.split("/")]
+    each = [
+        parts.number("--cost", "api", one, {"": 1.0}, "0.07/0.56/1.68") for one in text.split("/")
+    ]
     if len(each) not in (1, 3):
         raise parts.words.error(
             "number", flag="--cost", key="api", found=text, wanted="hit/miss/output"
@@ -252,4 +252,3 @@ def _api(parts: _Parts, text: str, prices: Prices, currency: str) -> ApiPrice:
         id="--cost api", currency=currency, cache_hit=hit, cache_miss=miss, output=output,
         source="--cost", date="",
     )  # fmt: skip
-

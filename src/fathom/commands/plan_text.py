@@ -11,7 +11,7 @@ from fathom.perf.advise import name_of
 from fathom.perf.held_weights import stored_bytes
 from fathom.perf.memory import kv_bytes_per_token, total_bytes
 from fathom.perf.price import Costs
-from fathom.perf.search import Candidate, Reason, format_seconds, reason, why_lost
+from fathom.perf.search import Candidate, Reason, format_seconds, why_lost
 from fathom.perf.shape import decode_shape, prefill_shape
 from fathom.spec.formats import BFLOAT16
 from fathom.spec.hardware import Cluster
@@ -50,12 +50,13 @@ def _answer(answer: Answer) -> Iterator[str]:
         yield from (f"  - {say(words, one)}" for one in answer.against)
         yield ""
     yield words(f"verdict.{answer.verdict}", **names)
-    yield from (f"  - {one}" for one in missed(words, best))
+    yield from (f"  - {one}" for one in missed(words, answer))
+    colon = words("text.colon")
     if answer.changes:
-        yield f"{words('label.change')}:"
+        yield words("label.change") + colon.rstrip()
         yield from (f"  - {say(words, one)}" for one in answer.changes)
     elif answer.verdict in ("limited", "no") and answer.against is None:
-        yield f"{words('label.change')}: {words('reason.change_none')}"
+        yield words("label.change") + colon + words("reason.change_none")
     yield ""
     yield from _facts(answer, words)
     yield from _memory(best, words)
@@ -68,15 +69,19 @@ def _answer(answer: Answer) -> Iterator[str]:
         yield from _explain(answer, words)
 
 
-def missed(words: Words, best: Candidate) -> Iterator[str]:
-    """What the best candidate falls short of."""
+def missed(words: Words, answer: Answer) -> Iterator[str]:
+    """What the best candidate falls short of, and what keeps the published weights out."""
+    best = answer.best
     is_said = any(one.key == "context" for one in best.shortfalls)
     if best.fits and best.context < best.asked_context and not is_said:
         most, asked = format_count(best.context), format_count(best.asked_context)
         yield words("text.context_short", most=most, asked=asked)
     yield from (say(words, one) for one in best.shortfalls)
-    if not best.fits:
-        yield say(words, reason("over", bytes=format_bytes(best.over_bytes)))
+    exact = [one for one in answer.candidates if one.precision.is_exact]
+    for one in exact[:1]:
+        if not one.fits:
+            over = format_bytes(one.over_bytes)
+            yield words("text.exact", weights=one.precision.name, bytes=over)
 
 
 def machine(cluster: Cluster) -> str:
@@ -133,7 +138,11 @@ def layout_text(one: Candidate, words: Words) -> str:
 
 def _memory(best: Candidate, words: Words) -> Iterator[str]:
     yield words("label.memory")
-    rows = [[line.part, format_bytes(line.num_bytes)] for line in best.ledger if line.num_bytes]
+    rows = [
+        [part_name(words, line.part), format_bytes(line.num_bytes)]
+        for line in best.ledger
+        if line.num_bytes
+    ]
     used = total_bytes(best.ledger)
     limit = format_bytes(best.limit_bytes)
     yield from table([*rows, [words("label.sum"), format_bytes(used)]], right=(1,))
@@ -141,25 +150,39 @@ def _memory(best: Candidate, words: Words) -> Iterator[str]:
     yield ""
 
 
+def part_name(words: Words, part: str) -> str:
+    """A line of the ledger, as it is called in the language."""
+    return words.table["part"].get(part, part)
+
+
 def _speed(answer: Answer, words: Words) -> Iterator[str]:
     best, demand = answer.best, answer.asked.demand
     found, model = best.steady, best.model
     assert found is not None
     assert model is not None
-    yield f"{words('label.kv')}: " + words(
-        "text.kv",
-        tokens=format_count(best.kv_tokens),
-        long=format_count(best.users_at(max(1, best.context))),
-        context=format_count(best.context),
-        short=format_count(best.users_at(demand.request_len)),
-        request=format_count(demand.request_len),
+    colon = words("text.colon")
+    yield (
+        words("label.kv")
+        + colon
+        + words(
+            "text.kv",
+            tokens=format_count(best.kv_tokens),
+            long=format_count(best.users_at(max(1, best.context))),
+            context=format_count(best.context),
+            short=format_count(best.users_at(demand.request_len)),
+            request=format_count(demand.request_len),
+        )
     )
-    yield f"{words('label.speed')}: " + words(
-        "text.speed",
-        users=best.users,
-        isl=format_count(demand.input_len),
-        osl=format_count(demand.output_len),
-        confidence=words(f"text.{_CONFIDENCE[model.confidence]}"),
+    yield (
+        words("label.speed")
+        + colon
+        + words(
+            "text.speed",
+            users=best.users,
+            isl=format_count(demand.input_len),
+            osl=format_count(demand.output_len),
+            confidence=words(f"text.{_CONFIDENCE[model.confidence]}"),
+        )
     )
     rows = []
     for name, seconds, kind in (
@@ -257,7 +280,7 @@ def _costs(answer: Answer, found: Costs, words: Words) -> Iterator[str]:
         kwh=f"{found.kwh_million:.3g}",
         joules=f"{found.joules_token:.3g}",
     )
-    yield f"{words('label.energy')}: {energy}"
+    yield words("label.energy") + words("text.colon") + energy
 
 
 def _month(found: Costs, words: Words) -> Iterator[str]:
@@ -278,7 +301,9 @@ def _explain(answer: Answer, words: Words) -> Iterator[str]:
     best, demand = answer.best, answer.asked.demand
     yield ""
     yield words("label.explain")
-    yield from table([[ln.part, format_bytes(ln.num_bytes), ln.formula] for ln in best.ledger])
+    yield from table(
+        [[part_name(words, ln.part), format_bytes(ln.num_bytes), ln.formula] for ln in best.ledger]
+    )
     if best.model is None or best.steady is None:
         return
     batch = max(1, round(best.steady.batch))

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from fathom import log
+from fathom.commands.config_file import apply_file
 from fathom.commands.flags import FlagParser, add_flags, from_flags
 from fathom.commands.foreign import translate
 from fathom.commands.foreign_flags import FOREIGN
@@ -46,8 +47,11 @@ def parse(arguments: list[str]) -> tuple[EngineConfig, ServerConfig, list[str]]:
     parser.add_argument("model_argument", nargs="?", metavar="MODEL", help="same as --model")
     add_flags(parser, EngineConfig, "engine")
     add_flags(parser, ServerConfig, "server")
+    parser.add_argument("--config", metavar="FILE", help="TOML file with [engine] and [server]")
     namespace = parser.parse(own)
     set_model(namespace)
+    if namespace.config is not None:
+        apply_file(namespace, namespace.config, {"engine": EngineConfig, "server": ServerConfig})
     keys = tuple(getattr(namespace, "api_key", ()))
     from_environment = environment_api_key()
     if from_environment is not None:

@@ -83,11 +83,11 @@ def changes(
     """What would do all that is asked: each one tried, the smallest change first."""
     best = candidates[0]
     if best.fits and best.context < best.asked_context:
-        yield reason("change_context", most=format_count(best.context))
+        yield reason("change_context", most=best.context)
     seen: set[str] = set()
     for one in candidates:
         works = one.fits and not one.shortfalls and one.context >= one.asked_context
-        name = f"{one.precision.name}+{one.kv.name}"
+        name = "fp8 KV" if one.precision.is_exact else one.precision.name
         if works and one is not best and name not in seen:
             seen.add(name)
             if one.precision.is_exact:
@@ -206,9 +206,7 @@ def against(
 ) -> Iterator[Reason]:
     """What speaks against a claim; nothing where it may be so."""
     best = candidates[0]
-    exact = min(
-        (one for one in candidates if one.precision.is_exact), key=lambda one: one.rank_key
-    )
+    exact = min((one for one in candidates if one.precision.is_exact), key=lambda one: one.rank_key)
     if not exact.fits:
         yield reason(
             "claim_memory",

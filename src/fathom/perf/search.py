@@ -338,9 +338,7 @@ def _shortfalls(one: Candidate, demand: Demand) -> Iterator[Reason]:
     found = one.steady
     assert found is not None
     if demand.context and one.context < demand.context:
-        yield reason(
-            "context", most=format_count(one.context), asked=format_count(demand.context)
-        )
+        yield reason("context", most=format_count(one.context), asked=format_count(demand.context))
     held = one.users_at(demand.request_len)
     if demand.users and held < demand.users:
         yield reason("users", most=format_count(held), asked=format_count(demand.users))
