@@ -1,5 +1,5 @@
-"""Settings from a TOML file, `[engine]` and `[server]` with the names of the config's fields. A flag
-on the command line wins over the file."""
+"""Settings from a TOML file, `[engine]` and `[server]` with the names of the config's fields. Flags
+win over the file."""
 
 from __future__ import annotations
 

@@ -20,16 +20,16 @@ class Words:
 
     table: dict[str, dict[str, str]]
 
-    def __call__(self, key: str, **values: object) -> str:
+    def __call__(self, message: str, /, **values: object) -> str:
         """The message of `section.name`, its gaps filled."""
-        section, _, name = key.partition(".")
+        section, _, name = message.partition(".")
         return self.table[section][name].format(**values)
 
     def error(
-        self, key: str, *, found: str = "", wanted: str = "", **values: object
+        self, name: str, /, *, found: str = "", wanted: str = "", **values: object
     ) -> ConfigError:
         """An error that says a message of the section `error`."""
-        return ConfigError(self(f"error.{key}", **values), found=found, wanted=wanted)
+        return ConfigError(self(f"error.{name}", **values), found=found, wanted=wanted)
 
 
 def read_words(command: str, language: Language) -> Words:

@@ -103,7 +103,9 @@ def plan(asked: Asked) -> Answer | Machines:
         candidates=candidates,
         changes=better,
         costs=_costs(asked, cluster, candidates[0], prices, money),
-        against=claim and tuple(against(claim, model.spec, cluster, candidates, calibration)),
+        against=None
+        if claim is None
+        else tuple(against(claim, model.spec, cluster, candidates, calibration)),
     )
 
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import cast
 
 from fathom.commands.flags import FlagParser
 from fathom.commands.messages import LANGUAGES, Language, Words, read_words
@@ -97,7 +96,7 @@ def language(arguments: list[str]) -> Language:
             value = value if equals else next(iter(arguments[at + 1 :]), "")
             if value not in LANGUAGES:
                 raise ConfigError("--lang", found=repr(value), wanted=" or ".join(LANGUAGES))
-            return cast(Language, value)
+            return value
     return "zh" if environment_language().startswith("zh") else "en"
 
 

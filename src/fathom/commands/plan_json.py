@@ -64,7 +64,9 @@ def _answer(answer: Answer) -> dict[str, Any]:
     if best.model is not None and best.steady is not None:
         shown["confidence"] = best.model.confidence
         shown["intervals"] = {
-            name: best.model.interval(name) for name in ("ttft", "tpot", "throughput")
+            "ttft": best.model.interval("ttft"),
+            "tpot": best.model.interval("tpot"),
+            "throughput": best.model.interval("throughput"),
         }
         if answer.asked.explain:
             batch = max(1, round(best.steady.batch))

@@ -39,8 +39,8 @@ def render() -> str:
         "takes all of these, `fathom run` those of the engine, `fathom eval` those that say how",
         "one rank computes. Names in vLLM's spelling, SGLang's behind them; underscores may stand",
         "for dashes. `fathom serve --config FILE` reads them from the tables `[engine]` and",
-        "`[server]` of a TOML file, `tensor_parallel_size = 8` for `--tensor-parallel-size 8`; a flag",
-        "wins over the file. Keys of clients are not read from files.",
+        "`[server]` of a TOML file (`tensor_parallel_size = 8`); flags win over the file. Keys of",
+        "clients are not read from files.",
     ]
     for title, config in (("Engine", EngineConfig), ("Server", ServerConfig)):
         parts += ["", f"## {title}", "", *_HEAD]

@@ -19,8 +19,8 @@ from fathom.perf.search import (
     Demand,
     Precision,
     Reason,
-    candidate,
     caches,
+    candidate,
     format_seconds,
     layouts,
     precisions,
@@ -33,7 +33,7 @@ from fathom.spec.catalogue import Catalogue, parse_cluster
 from fathom.spec.families import Model
 from fathom.spec.hardware import Cluster
 from fathom.spec.parallel import Layout
-from fathom.units import format_bytes, format_count
+from fathom.units import format_bytes
 
 Verdict = Literal["yes", "limited", "other", "no"]
 # GPUs of a deployment, in the order in which they are tried.
@@ -64,7 +64,7 @@ class Option:
     @property
     def hour(self) -> float | None:
         """Of all its GPUs."""
-        return self.price and self.price.hour * self.cluster.num_gpus
+        return None if self.price is None else self.price.hour * self.cluster.num_gpus
 
 
 def name_of(cluster: Cluster) -> str:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from math import prod
 
 from fathom.perf.packed import Packed
-from fathom.spec.families import Model, parameters
+from fathom.spec.families import Model, num_experts, parameters
 from fathom.spec.formats import BFLOAT16, INT8_CHANNEL, Format
 from fathom.spec.held import Quantization
 from fathom.spec.model import ModelSpec
@@ -84,8 +84,7 @@ class Joined:
 
     def counted(self, spec: Model, shard: Shard) -> int:
         """How many of them `shard` holds."""
-        pp = shard.layout.pp
-        num_layers = sum(stage_of(at, spec.num_layers, pp) == shard.stage for at in self.layers)
+        num_layers = _layers_on(self.layers, spec.num_layers, shard.layout.pp, shard.stage)
         return num_layers * (self.count // shard.layout.ep if self.is_expert else self.count)
 
     def format(self, shard: Shard, holding: Holding) -> Format:
@@ -144,7 +143,7 @@ def joined_parameters(spec: Model) -> tuple[Joined, ...]:
     which is held beside the embedding, and the MTP layers' copies of embedding and head."""
     found: dict[tuple[object, ...], tuple[tuple[ParamSpec, ...], list[int]]] = {}
     for (layer, is_mtp), rows in _by_layer(spec).items():
-        for params, count in _join(rows):
+        for params, count in _join(rows, num_experts(spec)):
             roles = tuple((p.role, p.shape, p.format, p.packing, p.copy_of) for p in params)
             at = layer if layer is not None else 0 if params[0].role == "embed" else None
             key = (is_mtp, count, roles)
@@ -159,7 +158,7 @@ def joined_parameters(spec: Model) -> tuple[Joined, ...]:
 def _by_layer(spec: Model) -> dict[tuple[int | None, bool], dict[str, list[ParamSpec]]]:
     """The parameter table by layer and role."""
     table: dict[tuple[int | None, bool], dict[str, list[ParamSpec]]] = {}
-    for param in parameters(spec):
+    for param in parameters(spec, is_brief=True):
         is_mtp = param.layer is not None and param.layer >= spec.num_layers
         table.setdefault((param.layer, is_mtp), {}).setdefault(param.role, []).append(param)
     if spec.tie_embeddings:
@@ -168,14 +167,16 @@ def _by_layer(spec: Model) -> dict[tuple[int | None, bool], dict[str, list[Param
     return table
 
 
-def _join(rows: dict[str, list[ParamSpec]]) -> Iterator[tuple[tuple[ParamSpec, ...], int]]:
+def _join(
+    rows: dict[str, list[ParamSpec]], experts: int
+) -> Iterator[tuple[tuple[ParamSpec, ...], int]]:
     """The first parameter of each role, with what is joined below it, and how many there are."""
     below = {above: role for role, candidates in _JOINED.items() for above in candidates}
     for role, params in rows.items():
         if any(above in rows for above in _JOINED.get(role, ())):
             continue
         lower = rows.get(below.get(role, ""), [])
-        yield (params[0], *lower[:1]), len(params)
+        yield (params[0], *lower[:1]), len(params) if params[0].expert is None else experts
 
 
 def stored_bytes(spec: Model) -> int:
@@ -233,6 +234,12 @@ def is_held(one: Joined, layout: Layout, drafts: bool) -> bool:
     if one.is_mtp and not drafts:
         return False
     return one.params[0].copy_of is None or (layout.pp > 1 and one.role == "mtp_embed")
+
+
+@lru_cache(maxsize=4096)
+def _layers_on(layers: tuple[int, ...], num_layers: int, pp: int, stage: int) -> int:
+    """How many of `layers` a stage has."""
+    return sum(stage_of(at, num_layers, pp) == stage for at in layers)
 
 
 def _part(param: ParamSpec) -> str:

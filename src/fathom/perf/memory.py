@@ -13,7 +13,7 @@ from fathom.perf.working import WorkingSet
 from fathom.spec.dense import DenseSpec
 from fathom.spec.families import Model, check_layout
 from fathom.spec.formats import FP8_LATENT, Format, kv_cell_bytes
-from fathom.spec.parallel import Layout, stage_of
+from fathom.spec.parallel import Layout
 from fathom.spec.plan import MemoryLine
 from fathom.units import format_count
 
@@ -24,8 +24,9 @@ RESERVE_BYTES = {"cuda": 768 * 2**20, "cpu": 256 * 2**20}
 def kv_layers(model: Model, layout: Layout, num_drafts: int = 0) -> int:
     """Layers whose cache a rank of the fullest stage holds, those that draft too."""
     num_mtp = 0 if isinstance(model, DenseSpec) or not num_drafts else model.num_mtp_layers
-    layers = [stage_of(at, model.num_layers, layout.pp) for at in range(model.num_layers + num_mtp)]
-    return max(layers.count(stage) for stage in range(layout.pp))
+    # Layers of the last stage that draft count to it; else the first stage has the most.
+    first, last = -(-model.num_layers // layout.pp), model.num_layers // layout.pp + num_mtp
+    return max(first, last)
 
 
 def kv_bytes_per_token(model: Model, kv_format: Format, layout: Layout, num_drafts: int = 0) -> int:

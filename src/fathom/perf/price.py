@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fathom.errors import ConfigError
 
@@ -163,7 +163,9 @@ def costs(
     hourly = flow.requests_per_s * 3600 * asked.utilization
     per_request = None if whole is None else whole / hourly
     api = asked.api
-    api_request = api and api.request(flow.input_len, flow.output_len, flow.cached_len)
+    api_request = None
+    if api is not None:
+        api_request = api.request(flow.input_len, flow.output_len, flow.cached_len)
     api_million = None if api_request is None else api_request / flow.total_len * MILLION
     month = asked.month_tokens
     joules = watts / (flow.requests_per_s * flow.total_len)
@@ -194,7 +196,7 @@ def month_bill(num_tokens: float, price_million: float) -> float:
     return num_tokens / MILLION * price_million
 
 
-_R = TypeVar("_R", ApiPrice, GpuPrice)
+_R = TypeVar("_R", bound=ApiPrice | GpuPrice)
 
 
 def _rows(document: Mapping[str, Any], kind: str, where: str) -> list[dict[str, Any]]:
@@ -220,14 +222,15 @@ def _row(kind: type[_R], row: dict[str, Any], where: str) -> _R:
         if known[key] == "str" and not isinstance(value, str):
             raise ConfigError(f"{name}: {key}", found=repr(value), wanted="text")
     try:
-        return kind(**row)
+        made: Any = kind(**row)
+        return cast(_R, made)
     except TypeError as error:
         raise ConfigError(name, found=str(error), wanted=", ".join(known)) from error
 
 
 def _merged(first: tuple[_R, ...], rest: tuple[_R, ...]) -> tuple[_R, ...]:
     keys = {(one.id, one.currency) for one in first}
-    return (*first, *(one for one in rest if (one.id, one.currency) not in keys))
+    return first + tuple(one for one in rest if (one.id, one.currency) not in keys)
 
 
 def priced(asked: CostAsked, prices: Prices, model: str) -> CostAsked:

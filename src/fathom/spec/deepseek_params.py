@@ -19,14 +19,16 @@ EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
 
-def parameter_table(spec: ModelSpec) -> tuple[ParamSpec, ...]:
-    """One row for each tensor of the checkpoint, in the order of the computation."""
+def parameter_table(spec: ModelSpec, *, is_brief: bool = False) -> tuple[ParamSpec, ...]:
+    """One row for each tensor of the checkpoint, in the order of the computation. `is_brief`: the
+    first expert stands for all of its layer, which are 256 in V3."""
+    experts = range(1 if is_brief else spec.moe.num_experts if spec.moe else 0)
     vocabulary = (spec.vocab_size, spec.hidden_size)
     rows = [ParamSpec(EMBEDDING, vocabulary, spec.dtype, ShardRule.ROWS, None, "embed")]
     for layer in range(spec.num_layers):
-        rows.extend(_layer(spec, layer))
+        rows.extend(_layer(spec, layer, experts))
     for layer in range(spec.num_layers, spec.num_layers + spec.num_mtp_layers):
-        rows.extend(_mtp_layer(spec, layer))
+        rows.extend(_mtp_layer(spec, layer, experts))
     rows.append(_vector(spec, "model.norm.weight", spec.hidden_size, None, "norm"))
     if not spec.tie_embeddings:
         rows.append(ParamSpec(HEAD, vocabulary, spec.dtype, ShardRule.ROWS, None, "head"))
@@ -64,7 +66,7 @@ def _vector(spec: ModelSpec, name: str, size: int, layer: int | None, role: str)
     return ParamSpec(name, (size,), spec.dtype, ShardRule.REPLICATE, layer, role)
 
 
-def _layer(spec: ModelSpec, layer: int) -> Iterator[ParamSpec]:
+def _layer(spec: ModelSpec, layer: int, experts: range) -> Iterator[ParamSpec]:
     prefix = f"model.layers.{layer}"
     yield _vector(spec, f"{prefix}.input_layernorm.weight", spec.hidden_size, layer, "input_norm")
     yield from _attention(spec, f"{prefix}.self_attn", layer)
@@ -72,7 +74,7 @@ def _layer(spec: ModelSpec, layer: int) -> Iterator[ParamSpec]:
         spec, f"{prefix}.post_attention_layernorm.weight", spec.hidden_size, layer, "mlp_norm"
     )
     if spec.is_moe_layer(layer):
-        yield from _experts(spec, f"{prefix}.mlp", layer)
+        yield from _experts(spec, f"{prefix}.mlp", layer, experts)
     else:
         yield from _mlp(spec, f"{prefix}.mlp", spec.dense_intermediate_size, layer, "dense")
 
@@ -114,7 +116,7 @@ def _mlp(
         yield ParamSpec(name, shape, weight, rule, layer, f"{role}_{part}", expert)
 
 
-def _experts(spec: ModelSpec, prefix: str, layer: int) -> Iterator[ParamSpec]:
+def _experts(spec: ModelSpec, prefix: str, layer: int, experts: range) -> Iterator[ParamSpec]:
     """Router, experts and shared experts, V3 report (arXiv 2412.19437) section 2.1.2."""
     moe = spec.moe
     assert moe is not None
@@ -124,7 +126,7 @@ def _experts(spec: ModelSpec, prefix: str, layer: int) -> Iterator[ParamSpec]:
     if moe.method == "noaux_tc":
         name = f"{prefix}.gate.e_score_correction_bias"
         yield ParamSpec(name, (moe.num_experts,), FLOAT32, whole, layer, CORRECTION_BIAS)
-    for expert in range(moe.num_experts):
+    for expert in experts:
         name = f"{prefix}.experts.{expert}"
         yield from _mlp(spec, name, moe.intermediate_size, layer, "expert", expert)
     if moe.num_shared_experts:
@@ -132,7 +134,7 @@ def _experts(spec: ModelSpec, prefix: str, layer: int) -> Iterator[ParamSpec]:
         yield from _mlp(spec, f"{prefix}.shared_experts", size, layer, "shared")
 
 
-def _mtp_layer(spec: ModelSpec, layer: int) -> Iterator[ParamSpec]:
+def _mtp_layer(spec: ModelSpec, layer: int, experts: range) -> Iterator[ParamSpec]:
     """A multi-token-prediction module, V3 report section 2.2: the projection of two normed inputs,
     one layer like the others, a norm, and copies of the embedding and the head."""
     prefix = f"model.layers.{layer}"
@@ -145,7 +147,7 @@ def _mtp_layer(spec: ModelSpec, layer: int) -> Iterator[ParamSpec]:
     name = f"{prefix}.eh_proj.weight"
     whole = ShardRule.REPLICATE
     yield ParamSpec(name, (hidden, 2 * hidden), spec.dtype, whole, layer, "mtp_project")
-    yield from _layer(spec, layer)
+    yield from _layer(spec, layer, experts)
     yield _vector(spec, f"{prefix}.shared_head.norm.weight", hidden, layer, "mtp_norm")
     head = EMBEDDING if spec.tie_embeddings else HEAD
     name = f"{prefix}.shared_head.head.weight"

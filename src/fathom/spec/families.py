@@ -31,11 +31,12 @@ def parse_model(config: Mapping[str, object]) -> Model:
     return parse_config(config)
 
 
-def parameters(model: Model) -> tuple[ParamSpec, ...]:
-    """The parameter table: one row for each tensor of the checkpoint."""
+def parameters(model: Model, *, is_brief: bool = False) -> tuple[ParamSpec, ...]:
+    """The parameter table: one row for each tensor of the checkpoint, or `is_brief` for the first
+    expert of each layer."""
     if isinstance(model, DenseSpec):
         return dense.dense_table(model)
-    return deepseek_params.parameter_table(model)
+    return deepseek_params.parameter_table(model, is_brief=is_brief)
 
 
 def tensor_parallel_sizes(model: Model, most: int = 64) -> tuple[int, ...]:
