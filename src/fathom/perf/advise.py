@@ -82,18 +82,19 @@ def changes(
 ) -> Iterator[Reason]:
     """What would do all that is asked: each one tried, the smallest change first."""
     best = candidates[0]
-    if best.fits and best.context < best.asked_context:
+    if best.fits and best.precision.is_exact and best.context < best.asked_context:
         yield reason("change_context", most=best.context)
     seen: set[str] = set()
     for one in candidates:
-        works = one.fits and not one.shortfalls and one.context >= one.asked_context
-        name = "fp8 KV" if one.precision.is_exact else one.precision.name
-        if works and one is not best and name not in seen:
+        name = one.precision.name
+        if one.fits and not one.shortfalls and one.context >= one.asked_context:
+            is_other = not one.precision.is_exact
+            if name not in seen and (is_other or one is not best):
+                key = "change_kv" if not is_other else "change_weights"
+                if is_other and not one.is_exact_kv:
+                    key = "change_both"
+                yield reason(key, weights=name)
             seen.add(name)
-            if one.precision.is_exact:
-                yield reason("change_kv", kv="fp8")
-            else:
-                yield reason("change_weights", weights=one.precision.name)
     bigger = (one for one in catalogue.gpus if one.market != "aftermarket")
     larger = [one for one in bigger if one.memory_bytes > cluster.gpu.memory_bytes]
     same_market = [one for one in larger if one.market == cluster.gpu.market] or larger

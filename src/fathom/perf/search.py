@@ -13,7 +13,7 @@ from typing import Literal
 from fathom.errors import ConfigError
 from fathom.perf.calibration import Calibration
 from fathom.perf.cost import CostModel, cost_model
-from fathom.perf.memory import kv_capacity, rank_ledger, total_bytes
+from fathom.perf.memory import kv_bytes_per_token, kv_capacity, rank_ledger, total_bytes
 from fathom.perf.parts import Formats
 from fathom.perf.steady import Load, Steady, steady
 from fathom.perf.working import WorkingSet
@@ -109,7 +109,8 @@ class Precision:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """One way to deploy. `over_bytes`: of a rank, missing where it is over 0. `kv_tokens`: of all
-    replicas together; `context`: the longest sequence that fits, at most the demanded one.
+    replicas together; `context`: the longest sequence that fits, at most the demanded one;
+    `needed_tokens`: of each replica's pool, for what is asked.
     `shortfalls`: demands that it does not meet; `steady` where a request fits."""
 
     layout: Layout
@@ -122,6 +123,7 @@ class Candidate:
     kv_tokens: int
     context: int
     asked_context: int
+    needed_tokens: int
     users: int
     model: CostModel | None = None
     steady: Steady | None = None
@@ -145,6 +147,18 @@ class Candidate:
     def users_at(self, num_tokens: int) -> int:
         """Sequences of that length that the pools hold at a time."""
         return self.layout.dp * (self.kv_tokens_each // num_tokens) if self.fits else 0
+
+    @property
+    def needed_kv_bytes(self) -> int:
+        """Of a rank, for what is asked: one sequence of the context, or all users' requests."""
+        token = kv_bytes_per_token(self.working.spec, self.kv, self.layout)
+        return self.needed_tokens * token
+
+    @property
+    def needed_bytes(self) -> int:
+        """Of a rank, for what is asked: the ledger with a cache of that size."""
+        working = replace(self.working, max_model_len=self.asked_context)
+        return total_bytes(rank_ledger(working, kv_format=self.kv, kv_tokens=self.needed_tokens))
 
     @property
     def rank_key(self) -> tuple[bool, bool, int, bool, float]:
@@ -295,6 +309,7 @@ def candidate(
         kv_tokens=max(0, room) * layout.dp,
         context=min(asked, max(0, room)),
         asked_context=asked,
+        needed_tokens=needed,
         users=users,
     )
 
