@@ -213,6 +213,8 @@ def _row(kind: type[_R], row: dict[str, Any], where: str) -> _R:
         raise ConfigError(f"{name}: {min(unknown)}", wanted=", ".join(known))
     row = {**row, "source": row.get("source", where), "date": row.get("date", "")}
     if "models" in row:
+        if not isinstance(row["models"], list):
+            raise ConfigError(f"{name}: models", found=repr(row["models"]), wanted="a list")
         row["models"] = tuple(str(one).lower() for one in row["models"])
     for key, value in row.items():
         is_price = known[key] == "float"

@@ -73,12 +73,12 @@ def num_experts(model: Model) -> int:
 
 def check_layout(model: Model, layout: Layout) -> None:
     """Raises: ConfigError where a layout does not divide the model, or contradicts itself."""
+    found = f"tp={layout.tp} dp={layout.dp} ep={layout.ep} pp={layout.pp}"
+    if min(layout.tp, layout.dp, layout.ep, layout.pp) < 1:
+        raise ConfigError("layout", found=found, wanted="1 or more along each axis")
     check_tensor_parallel(model, layout.tp)
     experts = num_experts(model)
     moe = model.moe if isinstance(model, ModelSpec) else None
-    found = f"tp={layout.tp} dp={layout.dp} ep={layout.ep} pp={layout.pp}"
-    if min(layout.dp, layout.ep, layout.pp) < 1:
-        raise ConfigError("layout", found=found, wanted="1 or more along each axis")
     if layout.pp > model.num_layers:
         wanted = f"at most {model.num_layers} stages: each has a layer or more"
         raise ConfigError("layout: pp", found=found, wanted=wanted)
