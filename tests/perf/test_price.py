@@ -66,9 +66,8 @@ def test_every_price_is_of_something_known_and_has_a_source_and_a_date() -> None
 
 def test_a_file_of_ones_own_changes_prices() -> None:
     mine = '[[gpu]]\nid = "h20-sxm-96"\nhour = 9.9\ncurrency = "CNY"\n'
-    mine += (
-        '[[api]]\nid = "mine"\nmodels = ["DeepSeek-V3"]\ncache_hit = 0\ncache_miss = 1\noutput = 2'
-    )
+    mine += '[[api]]\nid = "mine"\nmodels = ["DeepSeek-V3"]\n'
+    mine += "cache_hit = 0\ncache_miss = 1\noutput = 2\n"
     prices = built_in_prices().changed(mine, "mine.toml")
     found = prices.gpu("h20-sxm-96", "CNY")
     assert found is not None
