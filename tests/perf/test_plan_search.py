@@ -11,19 +11,10 @@ from hypothesis import strategies as st
 
 from fathom.errors import ConfigError
 from fathom.perf.calibration import built_in
+from fathom.perf.candidate import Candidate, Demand, Slo, candidate, predicted
 from fathom.perf.memory import total_bytes
-from fathom.perf.search import (
-    Candidate,
-    Demand,
-    Slo,
-    caches,
-    candidate,
-    layouts,
-    precisions,
-    predicted,
-    search,
-    why_lost,
-)
+from fathom.perf.precision import caches, precisions
+from fathom.perf.search import layouts, search, why_lost
 from fathom.perf.shape import decode_shape
 from fathom.spec.catalogue import parse_cluster
 from fathom.spec.hardware import Cluster

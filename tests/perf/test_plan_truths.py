@@ -7,10 +7,11 @@ import pytest
 
 from fathom.perf.advise import Claim, Verdict, against, changes, machines, verdict
 from fathom.perf.calibration import built_in
+from fathom.perf.candidate import Candidate, Demand, Slo
 from fathom.perf.held_weights import stored_bytes
 from fathom.perf.memory import kv_bytes_per_token
 from fathom.perf.price import built_in_prices, month_bill
-from fathom.perf.search import Candidate, Demand, Slo, search
+from fathom.perf.search import search
 from fathom.spec.catalogue import builtin_catalogue, parse_cluster
 from fathom.spec.formats import BFLOAT16
 from fathom.spec.known import find_model

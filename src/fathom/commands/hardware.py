@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fathom.config import environment_hardware_file
+from fathom.config import environment_data_dir, environment_hardware_file
 from fathom.errors import ConfigError
+from fathom.perf.calibration import Calibration, built_in, kept, parse_calibration
 from fathom.spec.catalogue import Catalogue, builtin_catalogue
+from fathom.spec.hardware import Cluster
 
 
 def read_catalogue(flag: str | None = None) -> Catalogue:
@@ -24,3 +26,16 @@ def read_catalogue(flag: str | None = None) -> Catalogue:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name} {path}", found=str(error), wanted="a TOML file") from error
     return builtin_catalogue().changed(text, path)
+
+
+def read_calibration(path: str | None, cluster: Cluster) -> Calibration:
+    """That of a file, else the newest that `fathom bench calibrate` kept for these GPUs, else the
+    one that comes with fathom."""
+    if path is None:
+        here = [one for one in kept(environment_data_dir()) if one.machine == cluster.gpu.id]
+        return max(here, key=lambda one: one.date, default=built_in())
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--calibration {path}", found=str(error)) from error
+    return parse_calibration(text, path)

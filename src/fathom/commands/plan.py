@@ -7,14 +7,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fathom.commands.hardware import read_catalogue
+from fathom.commands.hardware import read_calibration, read_catalogue
 from fathom.commands.plan_flags import Asked, cost_asked, parse
-from fathom.config import environment_data_dir
 from fathom.errors import CapacityError, ConfigError
 from fathom.perf.advise import Option, Verdict, against, changes, machines, verdict
-from fathom.perf.calibration import Calibration, built_in, kept
+from fathom.perf.calibration import built_in
+from fathom.perf.candidate import Candidate, Reason
 from fathom.perf.price import CostAsked, Costs, Flow, Prices, built_in_prices, costs, priced
-from fathom.perf.search import Candidate, Reason, search
+from fathom.perf.search import search
 from fathom.spec.catalogue import Catalogue, parse_cluster
 from fathom.spec.hardware import Cluster
 from fathom.spec.known import KnownModel
@@ -86,7 +86,7 @@ def plan(asked: Asked) -> Answer | Machines:
         found = machines(model.spec, asked.demand, catalogue, built_in(), prices, currency)
         return Machines(asked=asked, model=model, options=found, currency=currency)
     cluster = _cluster(asked, catalogue)
-    calibration = _calibration(cluster)
+    calibration = read_calibration(asked.calibration, cluster)
     candidates = search(model.spec, cluster, asked.demand, calibration)
     said = verdict(candidates)
     better: tuple[Reason, ...] = ()
@@ -130,12 +130,6 @@ def _cluster(asked: Asked, catalogue: Catalogue) -> Cluster:
     if cluster is None:
         raise asked.words.error("no_gpu", wanted="--gpu 8xH20-96")
     return cluster
-
-
-def _calibration(cluster: Cluster) -> Calibration:
-    """The one of the machine at hand where it has this GPU, else the one that comes with fathom."""
-    here = [one for one in kept(environment_data_dir()) if one.machine == cluster.gpu.id]
-    return here[0] if here else built_in()
 
 
 def _costs(

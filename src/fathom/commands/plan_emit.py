@@ -8,7 +8,7 @@ from fathom.commands.config_file import write_toml
 from fathom.commands.plan import Answer
 from fathom.commands.plan_text import layout_text, machine
 from fathom.errors import ConfigError
-from fathom.perf.search import Candidate
+from fathom.perf.candidate import Candidate
 from fathom.spec.formats import BFLOAT16
 from fathom.spec.hardware import Cluster
 from fathom.spec.model import ModelSpec

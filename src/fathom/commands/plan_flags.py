@@ -12,8 +12,9 @@ from fathom.commands.messages import LANGUAGES, Language, Words, read_words
 from fathom.config import environment_language
 from fathom.errors import ConfigError
 from fathom.perf.advise import Claim
+from fathom.perf.candidate import DEVICE_SHARE, Demand, Slo
+from fathom.perf.precision import CACHES, WEIGHTS
 from fathom.perf.price import ApiPrice, CostAsked, Prices
-from fathom.perf.search import CACHES, DEVICE_SHARE, WEIGHTS, Demand, Slo
 from fathom.spec.parallel import Layout
 from fathom.units import parse_count
 
@@ -34,6 +35,7 @@ class Asked:
     nodes: int | None
     network: str | None
     hardware: str | None
+    calibration: str | None
     prices: str | None
     demand: Demand
     costs: dict[str, str]
@@ -77,6 +79,7 @@ def parse(arguments: list[str]) -> Asked:
         nodes=namespace.nodes,
         network=namespace.network,
         hardware=namespace.hardware,
+        calibration=namespace.calibration,
         prices=namespace.prices,
         demand=demand,
         costs=parts.pairs("--cost", namespace.cost, _COST_KEYS),
@@ -122,6 +125,7 @@ def _parser() -> FlagParser:
         "(a month), utilization=60%%, kwh=0.1, pue=1.3, currency=CNY.")  # fmt: skip
     add("--prices", help="TOML file with prices of your own.")
     add("--hardware", help="TOML file with hardware of your own.")
+    add("--calibration", help="Measured times of kernels. Default: as for simulate.")
     add("--claim", default="", help="Check it: qps=127,isl=512,osl=100,mean=68ms.")
     add("--explain", action="store_true", help="Show each formula with its numbers.")
     add("--json", action="store_true", help="Print JSON (schema fathom-plan/1).")

@@ -10,9 +10,10 @@ from fathom.commands.messages import read_words
 from fathom.commands.plan import Answer, Machines
 from fathom.commands.plan_text import say
 from fathom.perf.advise import name_of
+from fathom.perf.candidate import Candidate, Reason
 from fathom.perf.held_weights import stored_bytes
 from fathom.perf.memory import kv_bytes_per_token
-from fathom.perf.search import Candidate, Reason, why_lost
+from fathom.perf.search import why_lost
 from fathom.perf.shape import decode_shape
 from fathom.spec.formats import BFLOAT16
 from fathom.spec.known import KnownModel

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import ceil
 
 from fathom.commands.messages import Words, table
 from fathom.commands.plan import Answer, Machines
-from fathom.perf.advise import name_of
+from fathom.commands.plan_costs import costs_told, machines_told
+from fathom.perf.candidate import Candidate, Reason, format_seconds
 from fathom.perf.held_weights import stored_bytes
 from fathom.perf.memory import kv_bytes_per_token, total_bytes
-from fathom.perf.price import Costs
-from fathom.perf.search import Candidate, Reason, format_seconds, why_lost
+from fathom.perf.search import why_lost
 from fathom.perf.shape import decode_shape, prefill_shape
 from fathom.spec.formats import BFLOAT16
 from fathom.spec.hardware import Cluster
 from fathom.spec.parallel import Layout
 from fathom.units import format_bytes, format_count
 
-_MOST_ROWS, _MOST_MACHINES = 10, 12
+_MOST_ROWS = 10
 _CONFIDENCE = {
     "measured on this machine": "measured_here",
     "measured on this GPU type": "measured_gpu",
@@ -29,7 +28,7 @@ _CONFIDENCE = {
 def told(answer: Answer | Machines) -> list[str]:
     """The lines."""
     if isinstance(answer, Machines):
-        return list(_machines(answer))
+        return list(machines_told(answer))
     return list(_answer(answer))
 
 
@@ -64,7 +63,7 @@ def _answer(answer: Answer) -> Iterator[str]:
         yield from _speed(answer, words)
     yield from _layouts(answer, words)
     if answer.costs is not None:
-        yield from _costs(answer, answer.costs, words)
+        yield from costs_told(answer, answer.costs)
     if answer.asked.explain:
         yield from _explain(answer, words)
 
@@ -235,68 +234,6 @@ def lost(words: Words, one: Candidate, best: Candidate) -> str:
     return say(words, why)
 
 
-def _costs(answer: Answer, found: Costs, words: Words) -> Iterator[str]:
-    yield words("label.cost")
-    currency, gpu = found.currency, answer.cluster.gpu
-    lines = []
-    if found.hour is None or found.million is None or found.million_output is None:
-        lines.append(words("text.no_hour", gpu=gpu.name, currency=currency))
-    else:
-        hour = f"{found.hour:,.2f}"
-        lines.append(words("text.hour", cost=hour, currency=currency, source=found.hour_source))
-        lines.append(
-            words(
-                "text.million",
-                cost=f"{found.million:.3g}",
-                currency=currency,
-                output=f"{found.million_output:.3g}",
-                utilization=f"{found.utilization:.0%}",
-            )
-        )
-    if found.api is None or found.api_million is None:
-        lines.append(words("text.no_api", currency=currency))
-    else:
-        api = found.api
-        lines.append(
-            words(
-                "text.api",
-                cost=f"{found.api_million:.3g}",
-                currency=currency,
-                api=api.id,
-                hit=f"{api.cache_hit:g}",
-                miss=f"{api.cache_miss:g}",
-                output=f"{api.output:g}",
-                source=", ".join(filter(None, (api.source, api.date))),
-            )
-        )
-    if found.break_even is not None:
-        key = "break_even" if found.break_even <= 1 else "never"
-        lines.append(words(f"text.{key}", share=f"{found.break_even:.0%}"))
-    lines += _month(found, words)
-    yield from (f"  - {line}" for line in lines)
-    energy = words(
-        "text.energy",
-        watts=f"{found.watts / 1000:.3g} kW",
-        kwh=f"{found.kwh_million:.3g}",
-        joules=f"{found.joules_token:.3g}",
-    )
-    yield words("label.energy") + words("text.colon") + energy
-
-
-def _month(found: Costs, words: Words) -> Iterator[str]:
-    if found.month_own is not None:
-        own, capacity = f"{found.month_own:,.0f}", format_count(round(found.month_capacity))
-        yield words("text.month_own", own=own, currency=found.currency, capacity=capacity)
-    if found.month_tokens is None:
-        return
-    tokens = format_count(round(found.month_tokens))
-    if found.month_api is not None:
-        bill = f"{found.month_api:,.0f}"
-        yield words("text.month", tokens=tokens, api=bill, currency=found.currency)
-    if found.month_tokens > found.month_capacity:
-        yield words("text.over_capacity", count=ceil(found.month_tokens / found.month_capacity))
-
-
 def _explain(answer: Answer, words: Words) -> Iterator[str]:
     best, demand = answer.best, answer.asked.demand
     yield ""
@@ -319,32 +256,6 @@ def _explain(answer: Answer, words: Words) -> Iterator[str]:
             for op in best.model.explain(shape)
         ]
         yield from table(rows, indent="    ")
-
-
-def _machines(answer: Machines) -> Iterator[str]:
-    words = answer.asked.words
-    if not answer.options:
-        yield words("verdict.none", model=answer.model.name)
-        return
-    yield words("verdict.machines", model=answer.model.name)
-    rows = []
-    for one in answer.options[:_MOST_MACHINES]:
-        found, hour = one.best.steady, one.hour
-        assert found is not None
-        price = words("text.option_unknown")
-        if hour is not None:
-            price = words("text.option", hour=f"{hour:,.2f}", currency=answer.currency)
-        rows.append(
-            [
-                f"--gpu {name_of(one.cluster)}",
-                price,
-                one.best.precision.name,
-                f"TTFT {format_seconds(found.ttft_s)}",
-                f"TPOT {format_seconds(found.tpot_s)}",
-                words("text.tokens_s", count=_rate(found.output_per_s)),
-            ]
-        )
-    yield from table(rows)
 
 
 def _billions(count: int) -> str:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
-from fathom.commands.hardware import read_catalogue
-from fathom.config import EngineConfig, check_setting, environment_data_dir, setting
+from fathom.commands.hardware import read_calibration, read_catalogue
+from fathom.config import EngineConfig, check_setting, setting
 from fathom.core.executor import Capacity
 from fathom.core.scheduler import SchedulerConfig
 from fathom.errors import ConfigError
-from fathom.perf.calibration import Calibration, built_in, kept, parse_calibration
 from fathom.perf.cost import cost_model
 from fathom.perf.fit import Budget, Fitter
 from fathom.perf.memory import RESERVE_BYTES
 from fathom.perf.parts import Formats
+from fathom.perf.precision import FORMATS
 from fathom.perf.shape import StepTime
 from fathom.perf.simulation import Deployment, Routing
 from fathom.perf.working import WorkingSet
 from fathom.spec.catalogue import parse_cluster
 from fathom.spec.dense import DenseSpec
 from fathom.spec.families import Model, check_layout
-from fathom.spec.formats import BFLOAT16, FP8_BLOCK, FP8_LATENT, INT8_CHANNEL, Format, int4_group
+from fathom.spec.formats import BFLOAT16, FP8_LATENT, Format
 from fathom.spec.hardware import Cluster
 from fathom.spec.held import Quantization
 from fathom.spec.parallel import Layout
@@ -38,9 +37,9 @@ ENGINE_FIELDS = (
 _ROUTINGS: tuple[Routing, ...] = ("least_loaded", "round_robin")
 _SHARE, _MAX_SEQUENCES, _BATCH_TOKENS, _DEPTH = 0.92, 256, 8192, 2
 _HELD: dict[str, tuple[Quantization, Format]] = {
-    "int8": ("int8", INT8_CHANNEL),
-    "int4": ("int4", int4_group(128)),
-    "fp8": ("fp8", FP8_BLOCK),
+    "int8": ("int8", FORMATS["int8"]),
+    "int4": ("int4", FORMATS["int4"]),
+    "fp8": ("fp8", FORMATS["fp8"]),
 }
 
 
@@ -138,7 +137,7 @@ def target_of(model: str, asked: HardwareConfig, engine: EngineConfig, *, tp: in
     )
     fitter = Fitter(working, formats.kv, _budget(cluster, engine), None)
     fit = fitter.fit(engine.max_model_len, known.spec.max_position)
-    calibration = _calibration(asked.calibration, cluster)
+    calibration = read_calibration(asked.calibration, cluster)
     cost = cost_model(known.spec, layout, cluster, formats, calibration)
     deployment = Deployment(
         capacity=Capacity(
@@ -221,16 +220,3 @@ def _budget(cluster: Cluster, engine: EngineConfig) -> Budget:
         reason=f"{share:.0%} of {format_bytes(memory)} (gpu_memory_utilization)",
         source="asked" if engine.gpu_memory_utilization else "default",
     )
-
-
-def _calibration(path: str | None, cluster: Cluster) -> Calibration:
-    """That of a file, else the newest that `fathom bench calibrate` kept for these GPUs, else the
-    one that comes with fathom."""
-    if path is None:
-        here = [one for one in kept(environment_data_dir()) if one.machine == cluster.gpu.id]
-        return max(here, key=lambda one: one.date, default=built_in())
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--calibration {path}", found=str(error)) from error
-    return parse_calibration(text, path)

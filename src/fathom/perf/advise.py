@@ -9,24 +9,22 @@ from typing import Literal
 
 from fathom.errors import ConfigError
 from fathom.perf.calibration import Calibration
+from fathom.perf.candidate import (
+    Candidate,
+    Demand,
+    Reason,
+    candidate,
+    format_seconds,
+    predicted,
+    reason,
+)
 from fathom.perf.cost import cost_model
 from fathom.perf.held_weights import Holding, weight_lines
 from fathom.perf.memory import total_bytes
 from fathom.perf.parts import Formats
+from fathom.perf.precision import Precision, caches, precisions
 from fathom.perf.price import GpuPrice, Prices
-from fathom.perf.search import (
-    Candidate,
-    Demand,
-    Precision,
-    Reason,
-    caches,
-    candidate,
-    format_seconds,
-    layouts,
-    precisions,
-    predicted,
-    reason,
-)
+from fathom.perf.search import layouts
 from fathom.perf.shape import decode_shape, prefill_shape
 from fathom.perf.steady import Load, steady
 from fathom.spec.catalogue import Catalogue, parse_cluster
