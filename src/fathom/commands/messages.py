@@ -25,6 +25,10 @@ class Words:
         section, _, name = message.partition(".")
         return self.table[section][name].format(**values)
 
+    def part(self, name: str) -> str:
+        """A line of the memory ledger, as it is called in the language."""
+        return self.table["part"].get(name, name)
+
     def error(
         self, name: str, /, *, found: str = "", wanted: str = "", **values: object
     ) -> ConfigError:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from fathom.commands.messages import Words, table
 from fathom.commands.plan import Answer, Machines
 from fathom.commands.plan_costs import costs_told, machines_told
+from fathom.commands.plan_explain import explained
 from fathom.perf.candidate import Candidate, Reason, format_seconds
 from fathom.perf.held_weights import stored_bytes
 from fathom.perf.memory import kv_bytes_per_token, total_bytes
 from fathom.perf.search import why_lost
-from fathom.perf.shape import decode_shape, prefill_shape
 from fathom.spec.formats import BFLOAT16
 from fathom.spec.hardware import Cluster
 from fathom.spec.parallel import Layout
@@ -65,7 +65,7 @@ def _answer(answer: Answer) -> Iterator[str]:
     if answer.costs is not None:
         yield from costs_told(answer, answer.costs)
     if answer.asked.explain:
-        yield from _explain(answer, words)
+        yield from explained(answer)
 
 
 def missed(words: Words, answer: Answer) -> Iterator[str]:
@@ -138,7 +138,7 @@ def layout_text(one: Candidate, words: Words) -> str:
 def _memory(best: Candidate, words: Words) -> Iterator[str]:
     yield words("label.memory")
     rows = [
-        [part_name(words, line.part), format_bytes(line.num_bytes)]
+        [words.part(line.part), format_bytes(line.num_bytes)]
         for line in best.ledger
         if line.num_bytes
     ]
@@ -147,11 +147,6 @@ def _memory(best: Candidate, words: Words) -> Iterator[str]:
     yield from table([*rows, [words("label.sum"), format_bytes(used)]], right=(1,))
     yield "  " + words("text.sum", used=format_bytes(used), limit=limit)
     yield ""
-
-
-def part_name(words: Words, part: str) -> str:
-    """A line of the ledger, as it is called in the language."""
-    return words.table["part"].get(part, part)
 
 
 def _speed(answer: Answer, words: Words) -> Iterator[str]:
@@ -232,30 +227,6 @@ def lost(words: Words, one: Candidate, best: Candidate) -> str:
     if why.key == "slower" and dict(why.values)["less"] in ("0%", "-0%"):
         return words("reason.alike")
     return say(words, why)
-
-
-def _explain(answer: Answer, words: Words) -> Iterator[str]:
-    best, demand = answer.best, answer.asked.demand
-    yield ""
-    yield words("label.explain")
-    yield from table(
-        [[part_name(words, ln.part), format_bytes(ln.num_bytes), ln.formula] for ln in best.ledger]
-    )
-    if best.model is None or best.steady is None:
-        return
-    batch = max(1, round(best.steady.batch))
-    held = round(batch * (demand.input_len + demand.output_len / 2))
-    steps = (
-        (f"decode, {batch} sequences", decode_shape(batch, held)),
-        ("prompt", prefill_shape([(demand.input_len, demand.input_len)], num_sampled=1)),
-    )
-    for name, shape in steps:
-        yield f"  {name}: {format_seconds(best.model.device_s(shape))}"
-        rows = [
-            [op.name, format_seconds(op.seconds), op.bound, op.formula, op.source]
-            for op in best.model.explain(shape)
-        ]
-        yield from table(rows, indent="    ")
 
 
 def _billions(count: int) -> str:

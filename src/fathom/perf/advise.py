@@ -18,7 +18,7 @@ from fathom.perf.candidate import (
     predicted,
     reason,
 )
-from fathom.perf.cost import cost_model
+from fathom.perf.cost import CostModel, cost_model
 from fathom.perf.held_weights import Holding, weight_lines
 from fathom.perf.memory import total_bytes
 from fathom.perf.parts import Formats
@@ -80,8 +80,12 @@ def changes(
 ) -> Iterator[Reason]:
     """What would do all that is asked: each one tried, the smallest change first."""
     best = candidates[0]
+    missed = {one.key for one in best.shortfalls}
     if best.fits and best.precision.is_exact and best.context < best.asked_context:
-        yield reason("change_context", most=best.context)
+        if missed <= {"context"}:
+            yield reason("change_context", most=best.context)
+    elif best.fits and missed == {"users"}:
+        yield reason("change_users", most=best.users_at(demand.request_len))
     seen: set[str] = set()
     for one in candidates:
         name = one.precision.name
@@ -236,16 +240,21 @@ def against(
             whole=format_seconds(first + (length - 1) * token),
         )
     if claim.per_s is not None:
-        # Little's law: those in service at a time are the rate times the mean.
-        users = max(1, round(claim.per_s * claim.mean_s))
-        load = Load(concurrency=users, input_len=length, output_len=answer or 1)
-        found = steady(costs, load)
-        if found.request_s > claim.mean_s:
-            yield reason(
-                "claim_load",
-                users=users,
-                qps=f"{claim.per_s:g}",
-                mean=said,
-                found=format_seconds(found.request_s),
-                rate=f"{found.requests_per_s:.3g}",
-            )
+        yield from _overload(claim, claim.per_s, costs)
+
+
+def _overload(claim: Claim, per_s: float, costs: CostModel) -> Iterator[Reason]:
+    """Whether as many requests as are in service at a time take longer than is claimed."""
+    # Little's law: those in service at a time are the rate times the mean.
+    users = max(1, round(per_s * claim.mean_s))
+    load = Load(concurrency=users, input_len=claim.input_len, output_len=claim.output_len or 1)
+    found = steady(costs, load)
+    if found.request_s > claim.mean_s:
+        yield reason(
+            "claim_load",
+            users=users,
+            qps=f"{per_s:g}",
+            mean=format_seconds(claim.mean_s),
+            found=format_seconds(found.request_s),
+            rate=f"{found.requests_per_s:.3g}",
+        )
