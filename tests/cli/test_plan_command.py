@@ -146,7 +146,7 @@ def test_json_has_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["schema"] == "fathom-plan/1"
     assert set(shown) == {
         "schema", "model", "demand", "verdict", "cluster", "memory", "limit_bytes", "candidates",
-        "changes", "costs", "against", "confidence", "intervals", "step",
+        "changes", "costs", "busiest", "against", "confidence", "intervals", "step",
     }  # fmt: skip
     best, second = shown["candidates"][:2]
     assert set(best) == {

@@ -10,7 +10,7 @@ from pathlib import Path
 from fathom.commands.hardware import read_calibration, read_catalogue
 from fathom.commands.plan_flags import Asked, cost_asked, parse
 from fathom.errors import CapacityError, ConfigError
-from fathom.perf.advise import Option, Verdict, against, changes, machines, verdict
+from fathom.perf.advise import Option, Verdict, against, busiest, changes, machines, verdict
 from fathom.perf.calibration import built_in
 from fathom.perf.candidate import Candidate, Reason
 from fathom.perf.price import CostAsked, Costs, Flow, Prices, built_in_prices, costs, priced
@@ -32,6 +32,7 @@ class Answer:
     candidates: tuple[Candidate, ...]
     changes: tuple[Reason, ...]
     costs: Costs | None
+    busiest: tuple[Candidate, Costs] | None
     against: tuple[Reason, ...] | None
 
     @property
@@ -94,7 +95,10 @@ def plan(asked: Asked) -> Answer | Machines:
         better = tuple(
             changes(model.spec, cluster, asked.demand, candidates, catalogue, calibration)
         )
-    claim = asked.claim
+    claim, best = asked.claim, candidates[0]
+    spent = _costs(asked, cluster, best, prices, money)
+    busy = busiest(model.spec, cluster, asked.demand, best, calibration) if best.fits else None
+    full = None if busy is None else _costs(asked, cluster, busy, prices, money)
     return Answer(
         asked=asked,
         model=model,
@@ -102,7 +106,8 @@ def plan(asked: Asked) -> Answer | Machines:
         verdict=said,
         candidates=candidates,
         changes=better,
-        costs=_costs(asked, cluster, candidates[0], prices, money),
+        costs=spent,
+        busiest=None if busy is None or full is None else (busy, full),
         against=None
         if claim is None
         else tuple(against(claim, model.spec, cluster, candidates, calibration)),

@@ -33,6 +33,7 @@ def costs_told(answer: Answer, found: Costs) -> Iterator[str]:
                 currency=currency,
                 output=f"{found.million_output:.3g}",
                 utilization=f"{found.utilization:.0%}",
+                users=answer.best.users,
             )
         )
     if found.api is None or found.api_million is None:
@@ -54,7 +55,7 @@ def costs_told(answer: Answer, found: Costs) -> Iterator[str]:
     if found.break_even is not None:
         key = "break_even" if found.break_even <= 1 else "never"
         lines.append(words(f"text.{key}", share=f"{found.break_even:.0%}"))
-    lines += _month(found, words)
+    lines += [*_month(found, words), *_busiest(answer)]
     yield from (f"  - {line}" for line in lines)
     energy = words(
         "text.energy",
@@ -63,6 +64,26 @@ def costs_told(answer: Answer, found: Costs) -> Iterator[str]:
         joules=f"{found.joules_token:.3g}",
     )
     yield words("label.energy") + words("text.colon") + energy
+
+
+def _busiest(answer: Answer) -> Iterator[str]:
+    """What twice as many users, or more, would change."""
+    if answer.busiest is None:
+        return
+    words, (one, found) = answer.asked.words, answer.busiest
+    assert one.steady is not None
+    if found.million is not None:
+        rate = format_count(round(one.output_per_s))
+        share = "-" if found.break_even is None else f"{found.break_even:.0%}"
+        yield words(
+            "text.busiest",
+            users=one.users,
+            cost=f"{found.million:.3g}",
+            currency=found.currency,
+            rate=words("text.tokens_s", count=rate),
+            tpot=format_seconds(one.steady.tpot_s),
+            share=share,
+        )
 
 
 def _month(found: Costs, words: Words) -> Iterator[str]:

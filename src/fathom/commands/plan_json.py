@@ -59,6 +59,8 @@ def _answer(answer: Answer) -> dict[str, Any]:
         "candidates": rows,
         "changes": [_reason(one) for one in answer.changes],
         "costs": answer.costs and asdict(answer.costs),
+        "busiest": answer.busiest
+        and {**_candidate(answer.busiest[0]), "costs": asdict(answer.busiest[1])},
     }
     if answer.against is not None:
         shown["against"] = [_reason(one) for one in answer.against]

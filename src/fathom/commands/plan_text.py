@@ -142,10 +142,9 @@ def _memory(best: Candidate, words: Words) -> Iterator[str]:
         for line in best.ledger
         if line.num_bytes
     ]
-    used = total_bytes(best.ledger)
-    limit = format_bytes(best.limit_bytes)
-    yield from table([*rows, [words("label.sum"), format_bytes(used)]], right=(1,))
-    yield "  " + words("text.sum", used=format_bytes(used), limit=limit)
+    total = words("text.sum", limit=format_bytes(best.limit_bytes))
+    rows.append([total, format_bytes(total_bytes(best.ledger))])
+    yield from table(rows, right=(1,))
     yield ""
 
 

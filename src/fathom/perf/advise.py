@@ -38,6 +38,7 @@ Verdict = Literal["yes", "limited", "other", "no"]
 _COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 # Of a small machine's candidates, those whose times are worked out.
 _TIMED = 2
+_MOST_USERS = 2048
 
 
 def verdict(candidates: tuple[Candidate, ...]) -> Verdict:
@@ -149,6 +150,25 @@ def machines(
     return tuple(
         sorted(found, key=lambda one: (one.hour is None, one.hour or 0.0, one.cluster.num_gpus))
     )
+
+
+def busiest(
+    model: Model, cluster: Cluster, demand: Demand, best: Candidate, calibration: Calibration
+) -> Candidate | None:
+    """The same deployment with as many more users as it still does all that is asked with: twice
+    as many each time. None where it does not take twice as many."""
+    found, users = None, best.users
+    while not best.shortfalls and users < _MOST_USERS:
+        users *= 2
+        more = replace(demand, users=users)
+        one = candidate(model, cluster, more, best.layout, best.precision, best.kv)
+        if not one.fits or one.context < best.context:
+            break
+        one = predicted(one, cluster, more, calibration)
+        if one.shortfalls or (found or best).output_per_s >= one.output_per_s:
+            break
+        found = one
+    return found
 
 
 def _does(

@@ -118,6 +118,11 @@ class Candidate:
         return self.layout.dp * (self.kv_tokens_each // num_tokens) if self.fits else 0
 
     @property
+    def output_per_s(self) -> float:
+        """Tokens of answers; 0 where no request fits."""
+        return self.steady.output_per_s if self.steady else 0.0
+
+    @property
     def needed_kv_bytes(self) -> int:
         """Of a rank, for what is asked: one sequence of the context, or all users' requests."""
         token = kv_bytes_per_token(self.working.spec, self.kv, self.layout)
@@ -130,13 +135,14 @@ class Candidate:
         return total_bytes(rank_ledger(working, kv_format=self.kv, kv_tokens=self.needed_tokens))
 
     @property
-    def rank_key(self) -> tuple[bool, bool, int, bool, float]:
+    def rank_key(self) -> tuple[float, ...]:
         """The best one first: what fits, keeps the weights as published, meets the demands, keeps
-        the cache, and answers most."""
-        rate = self.steady.output_per_s if self.steady else 0.0
-        score = -rate if self.fits else float(self.over_bytes)
-        missed = len(self.shortfalls)
-        return not self.fits, not self.precision.is_exact, missed, not self.is_exact_kv, score
+        the cache, comes nearest to a context that none has room for, and answers most."""
+        missed = [one.key for one in self.shortfalls]
+        nearest = -self.context if "context" in missed else 0
+        score = -self.output_per_s if self.fits else float(self.over_bytes)
+        inexact = not self.precision.is_exact
+        return not self.fits, inexact, len(missed), not self.is_exact_kv, nearest, score
 
 
 def candidate(

@@ -77,7 +77,7 @@ def why_lost(one: Candidate, best: Candidate) -> Reason:
         return one.shortfalls[0]
     if best.is_exact_kv and not one.is_exact_kv:
         return reason("inexact_kv")
-    assert one.steady is not None
-    assert best.steady is not None
-    less = 1 - one.steady.output_per_s / best.steady.output_per_s
+    if "context" in [missed.key for missed in one.shortfalls] and one.context < best.context:
+        return one.shortfalls[0]
+    less = 1 - one.output_per_s / best.output_per_s
     return reason("slower", less=f"{less:.0%}")
