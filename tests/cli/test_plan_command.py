@@ -238,7 +238,11 @@ BAD = [
     (["deepseek-v3", "--claim", "isl=5,mean=1s"], "--claim"),
     (["deepseek-v3", "--gpu", "8xH200", "--claim", "qps=5"], "--claim"),
     (["deepseek-v3", "--emit", "x.toml"], "--emit"),
+    (["deepseek-v3", "--nodes", "2", "--layout", "tp=8"], "--nodes, --layout"),
+    (["deepseek-v3", "--gpu", "local", "--nodes", "2"], "--gpu local"),
+    (["deepseek-v3", "--isl", "200000"], "longer than the model"),
     (["deepseek-v3", "--lang", "fr"], "--lang"),
+    (["deepseek-v3", "--lang"], "--lang"),
     (["deepseek-v3", "--hardware", "/nowhere.toml"], "--hardware"),
     (["deepseek-v3", "--prices", "/nowhere.toml"], "--prices"),
     (["deepseek-v3", "--gpus", "8xH200"], "--gpu"),
@@ -255,6 +259,23 @@ def test_bad_input_is_a_clear_error(
     assert shown.out == ""
     assert words in shown.err
     assert "Traceback" not in shown.err
+
+
+def test_awq_of_33b_fits_one_card_of_24_gb(tmp_path: Path) -> None:
+    """DeepSeek-Coder-33B as AutoAWQ stores it: 4 bits, groups of 128."""
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 7168,
+        "intermediate_size": 19200, "num_hidden_layers": 62, "num_attention_heads": 56,
+        "num_key_value_heads": 8, "vocab_size": 32256, "max_position_embeddings": 16384,
+        "rms_norm_eps": 1e-6, "torch_dtype": "float16", "quantization_config": {
+            "quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True,
+            "version": "gemm",
+        },
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = answer(str(tmp_path), "--gpu", "1xRTX4090", "--context", "8k")
+    assert found.verdict == "yes"
+    assert found.best.precision.name == "int4"
 
 
 def test_own_errors_are_told_in_chinese(capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,9 +78,9 @@ def plan(asked: Asked) -> Answer | Machines:
     """What is to be said. Raises: ConfigError for what is unknown or impossible."""
     catalogue, prices = read_catalogue(asked.hardware), _prices(asked)
     model = describe_model(asked.model)
-    context, longest = asked.demand.context, model.spec.max_position
-    if context is not None and context > longest:
-        raise asked.words.error("model_length", found=f"{context:,}", wanted=f"{longest:,}")
+    length, longest = asked.demand.context or asked.demand.request_len, model.spec.max_position
+    if length > longest:
+        raise asked.words.error("model_length", found=f"{length:,}", wanted=f"{longest:,}")
     money = priced(cost_asked(asked, prices), prices, model.name)
     if asked.gpu is None:
         currency = money.currency

@@ -70,9 +70,12 @@ def parse(arguments: list[str]) -> Asked:
     if namespace.cached >= isl:
         raise words.error("cached", found=str(namespace.cached), wanted=f"0 - {isl - 1}")
     claim = parts.claim(namespace.claim)
-    for name, given in (("claim", claim), ("emit", namespace.emit)):
-        if given and not namespace.gpu:
-            raise words.error(f"{name}_gpu")
+    of_a_machine = ("nodes", "network", "layout", "calibration", "claim", "emit")
+    given = [f"--{name}" for name in of_a_machine if getattr(namespace, name)]
+    if given and not namespace.gpu:
+        raise words.error("needs_gpu", flags=", ".join(given))
+    if namespace.gpu == "local" and (namespace.nodes or namespace.network):
+        raise words.error("local_alone")
     return Asked(
         model=namespace.model,
         gpu=namespace.gpu,

@@ -29,6 +29,8 @@ DEVICE_SHARE = 0.92
 # Positions of a step; fewer leave more room for KV and slow prompts down.
 CHUNKS = (8192, 4096, 2048, 1024)
 _USUAL_USERS = 64
+# Of a step and replica; more wait.
+_MOST_SEQUENCES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +117,8 @@ class Candidate:
 
     def users_at(self, num_tokens: int) -> int:
         """Sequences of that length that the pools hold at a time."""
-        return self.layout.dp * (self.kv_tokens_each // num_tokens) if self.fits else 0
+        each = min(self.kv_tokens_each // num_tokens, _MOST_SEQUENCES)
+        return self.layout.dp * each if self.fits else 0
 
     @property
     def output_per_s(self) -> float:
@@ -159,14 +162,15 @@ def candidate(
     users = demand.users or _USUAL_USERS
     each = -(-users // layout.dp)
     needed = max(asked, each * demand.request_len if demand.users else 0)
+    sequences = min(each, _MOST_SEQUENCES)
     for chunk in CHUNKS:
         working = WorkingSet(
             device="cuda",
             spec=model,
             layout=layout,
             dequantize=precision.dequantize,
-            max_batch_tokens=max(chunk, each),
-            max_sequences=each,
+            max_batch_tokens=max(chunk, sequences),
+            max_sequences=sequences,
             max_model_len=asked,
             quantization=precision.quantization,
         )

@@ -60,7 +60,8 @@ def precisions(model: Model, cluster: Cluster, asked: str | None) -> tuple[Preci
         )
     found = []
     for name in names:
-        if name not in lacking and asked in (None, name):
+        is_useless = name == "bf16" != stored and stored not in lacking
+        if name == asked or (asked is None and name not in lacking and not is_useless):
             is_stored = name == stored
             # Sixteen bits hold what fewer did; asked for by name, any format is what is wanted.
             is_exact = is_stored or name == "bf16" or asked is not None
