@@ -184,7 +184,7 @@ def _does(
         return None
     kv = caches(model, demand.kv or "bf16")[0]
     tried = [
-        candidate(model, cluster, demand, layout, precision, kv)
+        candidate(model, cluster, demand, layout, precision, kv, shortens=False)
         for layout in _few_layouts(model, cluster)
     ]
     fitting = [one for one in tried if one.fits and one.context >= one.asked_context]

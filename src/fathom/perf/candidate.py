@@ -155,8 +155,11 @@ def candidate(
     layout: Layout,
     precision: Precision,
     kv: Format,
+    *,
+    shortens: bool = True,
 ) -> Candidate:
-    """The memory of one deployment, with the largest steps that leave room for what is asked."""
+    """The memory of one deployment, with the largest steps that leave room for what is asked.
+    `shortens`: where the context has no room, with the longest that has."""
     asked = demand.context or model.max_position
     limit = int(cluster.gpu.memory_bytes * demand.share)
     users = demand.users or _USUAL_USERS
@@ -177,7 +180,7 @@ def candidate(
         room = kv_capacity(working, kv_format=kv, limit_bytes=limit)
         if room >= needed:
             break
-    if room < asked:
+    if room < asked and shortens:
         working, room = _shortened(working, kv, limit)
     over = -room if room <= 0 else 0
     lines = rank_ledger(working, kv_format=kv, kv_tokens=max(0, room))
