@@ -59,7 +59,7 @@ def test_a_conversation(server: LiveServer) -> None:
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(server: LiveServer) -> None:
-    server.engine.answer, server.engine.step_s = "word " * 500, 0.01
+    server.engine.answer, server.engine.step_s = "word " * 5000, 0.01
     process = chat(server)
     assert process.stdin is not None
     assert process.stdout is not None
