@@ -10,7 +10,8 @@ import pytest
 
 from fathom.errors import ConfigError
 from fathom.server.config import ServerConfig
-from fathom.server.routes import ROUTES, RouteSpec
+from fathom.server.route import RouteSpec
+from fathom.server.routes import ROUTES
 from tests.server.live_server import LiveServer
 
 OPEN = {"/livez", "/readyz", "/health", "/"}

@@ -7,13 +7,14 @@ from difflib import get_close_matches
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.routing import Route, Router
+from starlette.routing import Route, Router, compile_path
 
 from fathom.errors import EngineError, FathomError, MethodError, NotFoundError, RequestError
 from fathom.server.auth import Guard
 from fathom.server.envelope import OPENAI
 from fathom.server.exchange import Disconnected, Exchange, Receive, Scope, Send
-from fathom.server.routes import ROUTES, Handler
+from fathom.server.route import Handler
+from fathom.server.routes import ROUTES
 from fathom.server.state import ServerState
 
 _log = logging.getLogger(__name__)
@@ -87,8 +88,9 @@ class _Endpoint:
 def _routing_error(error: HTTPException, scope: Scope) -> FathomError:
     path = str(scope["path"])[:200]
     if error.status_code == 405:
-        allowed = ", ".join(route.method for route in ROUTES if route.path == path)
-        return MethodError(f"{scope['method']} is not for {path}", wanted=allowed or "GET")
+        fits = [compile_path(route.path)[0].match(str(scope["path"])) for route in ROUTES]
+        methods = [route.method for route, match in zip(ROUTES, fits, strict=True) if match]
+        return MethodError(f"{scope['method']} is not for {path}", wanted=", ".join(methods))
     paths = [route.path for route in ROUTES if "{" not in route.path]
     near = get_close_matches(path, paths, n=1)
     fix = f"did you mean {near[0]}?" if near else ""

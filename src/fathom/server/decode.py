@@ -68,8 +68,11 @@ def read(
     refusals: Refusals = NOTHING_REFUSED,
     warnings: list[str] | None = None,
     where: str = "",
+    *,
+    is_text: bool = False,
 ) -> RequestT:
-    """The same from what JSON was parsed to; `where` is its path in the body."""
+    """The same from what JSON was parsed to; `where` is its path in the body. `is_text`: numbers
+    are written as text, as in a query."""
     if not isinstance(raw, dict):
         raise RequestError(
             f"{where or 'the body'} is not a JSON object",
@@ -78,7 +81,7 @@ def read(
         )
     cleaned = _Check(refusals, warnings, where).fields(raw, kind, where, refusals.top)
     try:
-        return msgspec.convert(cleaned, kind)
+        return msgspec.convert(cleaned, kind, strict=not is_text)
     except msgspec.ValidationError as error:
         raise _shape_error(str(error), where) from None
     except RecursionError:

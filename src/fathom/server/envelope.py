@@ -51,9 +51,11 @@ class Form:
     """How a dialect writes what no handler writes: errors, and the ends and gaps of streams.
 
     `frame` makes an error a piece of a stream. `keep_alive` fills silence; empty: nothing may.
+    `error_kind` describes what `error` writes.
     """
 
     error: Callable[[FathomError], bytes] = envelope
+    error_kind: type[Struct] = Envelope
     frame: Callable[[bytes], bytes] = sse
     stream_type: bytes = b"text/event-stream; charset=utf-8"
     keep_alive: bytes = b": keep-alive\n\n"

@@ -11,7 +11,7 @@ from fathom.errors import RequestError
 
 Role = Literal["system", "user", "assistant", "tool"]
 
-_FIELDS: Mapping[str, frozenset[str]] = {
+FIELDS: Mapping[str, frozenset[str]] = {
     "system": frozenset({"role", "content", "name"}),
     "user": frozenset({"role", "content", "name"}),
     "assistant": frozenset(
@@ -19,7 +19,7 @@ _FIELDS: Mapping[str, frozenset[str]] = {
     ),
     "tool": frozenset({"role", "content", "name", "tool_call_id"}),
 }
-_ALIASES = {"developer": "system"}
+ALIASES = {"developer": "system"}
 _TOOL_FIELDS = frozenset({"type", "function"})
 _FUNCTION_FIELDS = frozenset({"name", "description", "parameters", "strict"})
 # Client libraries echo these in an assistant's message; they say nothing when empty.
@@ -78,17 +78,17 @@ def parse_tools(raw: object, param: str = "tools") -> tuple[Tool, ...]:
 def _message(raw: object, param: str) -> Message:
     fields = _object(raw, param)
     role = fields.get("role")
-    role = _ALIASES.get(role, role) if isinstance(role, str) else role
-    if not isinstance(role, str) or role not in _FIELDS:
+    role = ALIASES.get(role, role) if isinstance(role, str) else role
+    if not isinstance(role, str) or role not in FIELDS:
         wanted = "system, developer, user, assistant or tool"
         raise _wrong(f"{param}.role", repr(fields.get("role")), wanted)
     named = [name for name, value in fields.items() if value or name not in _EMPTY_ONLY]
-    _only(named, _FIELDS[role], param, f"a {role} message")
+    _only(named, FIELDS[role], param, f"a {role} message")
     for name in ("name", "tool_call_id"):
         _string(fields.get(name), f"{param}.{name}")
     calls = fields.get("tool_calls")
     message = Message(
-        role=role,  # type: ignore[arg-type]  # one of _FIELDS' keys
+        role=role,  # type: ignore[arg-type]  # one of FIELDS' keys
         content=_content(fields.get("content"), f"{param}.content"),
         reasoning=_string(fields.get("reasoning_content"), f"{param}.reasoning_content")
         or _string(fields.get("reasoning"), f"{param}.reasoning"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from msgspec import Struct
@@ -26,7 +26,7 @@ from fathom.text.chat import ChatTemplate
 BILLING_LINE = "x-anthropic-billing-header:"
 _BETWEEN = "\n\n"
 
-_KINDS: Mapping[str, Mapping[str, type[Struct]]] = {
+KINDS: dict[str, dict[str, type[Struct]]] = {
     "system": {"text": TextBlock},
     "user": {"text": TextBlock, "tool_result": ToolResultBlock},
     "assistant": {
@@ -132,7 +132,7 @@ def tell_of_unheeded(ask: Ask, request: CountRequest) -> None:
 def _blocks(ask: Ask, content: str | list[dict[str, Any]], role: str, where: str) -> list[Struct]:
     if isinstance(content, str):
         return [TextBlock(type="text", text=content)] if content else []
-    kinds = _KINDS[role]
+    kinds = KINDS[role]
     blocks = []
     for index, raw in enumerate(content):
         at = f"{where}[{index}]"

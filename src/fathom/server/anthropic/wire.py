@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec import json
+from msgspec import Struct, json
 
 from fathom.errors import FathomError, RequestError
 from fathom.server.answer import Choice, Counts
@@ -26,20 +26,37 @@ def event(name: str, **fields: Any) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), body)
 
 
+class FailureBody(Struct, frozen=True, omit_defaults=True):
+    """The inside of an error. `param` names the field at fault, if one is."""
+
+    type: str
+    message: str
+    code: str
+    param: str | None = None
+
+
+class Failure(Struct, frozen=True):
+    """An error."""
+
+    error: FailureBody
+    type: str = "error"
+    request_id: str | None = None
+
+
 def _error(error: FathomError) -> bytes:
     kind = "api_error" if error.http_status >= 500 else "invalid_request_error"
-    told: dict[str, Any] = {
-        "type": _ERROR_TYPES.get(error.http_status, kind),
-        "message": str(error),
-        "code": error.code,
-    }
-    if isinstance(error, RequestError) and error.param is not None:
-        told["param"] = error.param
-    return json.encode({"type": "error", "error": told, "request_id": None})
+    told = FailureBody(
+        type=_ERROR_TYPES.get(error.http_status, kind),
+        message=str(error),
+        code=error.code,
+        param=error.param if isinstance(error, RequestError) else None,
+    )
+    return json.encode(Failure(told))
 
 
 ANTHROPIC = Form(
     error=_error,
+    error_kind=Failure,
     frame=lambda body: b"event: error\ndata: " + body + b"\n\n",
     keep_alive=event("ping"),
 )

@@ -5,14 +5,22 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from msgspec import json
+from msgspec import Struct, json
 
 from fathom.server.answer import Call
 from fathom.server.envelope import Form
 from fathom.server.state import ServedModel
 
+
+class Failure(Struct, frozen=True):
+    """An error."""
+
+    error: str
+
+
 OLLAMA = Form(
-    error=lambda error: json.encode({"error": str(error)}),
+    error=lambda error: json.encode(Failure(str(error))),
+    error_kind=Failure,
     frame=lambda body: body + b"\n",
     stream_type=b"application/x-ndjson",
     keep_alive=b"",  # every line is a record

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
-from msgspec import json
+from msgspec import Struct, json
 
 from fathom.errors import NotFoundError, RequestError
+from fathom.server.decode import read
 from fathom.server.exchange import Exchange
+from fathom.server.responses.schema import ItemsQuery
 from fathom.server.responses.store import Kept
 from fathom.server.state import ServerState
 
-_MAX_LIMIT = 100
+QueryT = TypeVar("QueryT", bound=Struct)
+
+
+class NoQuery(Struct, frozen=True):
+    """Nothing is asked."""
 
 
 async def retrieve(state: ServerState, exchange: Exchange) -> None:
     """An answer as it was."""
-    _query(exchange, {})
+    _query(exchange, NoQuery)
     await exchange.respond(200, json.encode(_kept(state, exchange).response))
 
 
@@ -32,19 +38,14 @@ async def delete(state: ServerState, exchange: Exchange) -> None:
 
 async def input_items(state: ServerState, exchange: Exchange) -> None:
     """The items that an answer was for, the last one first."""
-    query = _query(exchange, {"limit": "20", "order": "desc", "after": ""})
-    limit, order, after = query["limit"], query["order"], query["after"]
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= _MAX_LIMIT):
-        raise RequestError("limit is not valid", param="limit", wanted=f"1 to {_MAX_LIMIT}")
-    if order not in ("asc", "desc"):
-        raise RequestError("order is not valid", param="order", wanted="asc or desc")
-    items = _kept(state, exchange).items[:: 1 if order == "asc" else -1]
+    query = _query(exchange, ItemsQuery)
+    items = _kept(state, exchange).items[:: 1 if query.order == "asc" else -1]
     ids = [item["id"] for item in items]
-    if after:
-        if after not in ids:
-            raise RequestError("there is no such item", param="after", found=after[:100])
-        items = items[ids.index(after) + 1 :]
-    page = items[: int(limit)]
+    if query.after:
+        if query.after not in ids:
+            raise RequestError("there is no such item", param="after", found=query.after[:100])
+        items = items[ids.index(query.after) + 1 :]
+    page = items[: query.limit]
     told: dict[str, Any] = {
         "object": "list",
         "data": page,
@@ -55,18 +56,19 @@ async def input_items(state: ServerState, exchange: Exchange) -> None:
     await exchange.respond(200, json.encode(told))
 
 
-def _query(exchange: Exchange, defaults: dict[str, str]) -> dict[str, str]:
-    """The query's fields. Raises: RequestError for one that is not known."""
-    given = dict(parse_qsl(exchange.scope["query_string"].decode("latin-1")))
+def _query(exchange: Exchange, kind: type[QueryT]) -> QueryT:
+    """The query's fields. Raises: RequestError for one that is not known or not valid."""
+    query = exchange.scope["query_string"].decode("latin-1")
+    given = dict(parse_qsl(query, keep_blank_values=True))
     for name in given:
-        if name not in defaults:
+        if name not in kind.__struct_fields__:
             raise RequestError(
                 f"{name[:100]} is not supported here",
                 param=name[:100],
                 code="unsupported_parameter",
-                wanted=", ".join(defaults) or "no query",
+                wanted=", ".join(kind.__struct_fields__) or "no query",
             )
-    return {**defaults, **given}
+    return read(given, kind, is_text=True)
 
 
 def _kept(state: ServerState, exchange: Exchange) -> Kept:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from fathom.server.decode import Refusals, Refused
 
@@ -130,6 +130,14 @@ class ResponsesRequest(CountRequest, frozen=True, kw_only=True):
     priority: int | None = None
     user: str | None = None
     safety_identifier: str | None = None
+
+
+class ItemsQuery(Struct, frozen=True):
+    """The query of GET /v1/responses/{response_id}/input_items."""
+
+    limit: Annotated[int, Meta(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "desc"
+    after: str = ""
 
 
 # The one place for what structured output will change in this dialect.
