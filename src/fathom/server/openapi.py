@@ -58,6 +58,8 @@ def describe(
         operation["parameters"] = [*_path_parameters(path, served_names)]
         if route.query is not None:
             operation["parameters"] += _query_parameters(route.query)
+        if route.method == "POST":
+            operation["responses"]["200"]["links"] = _links(path, routes)
         if needs_key and not route.is_open:
             operation["security"] = [{name: []} for name in _KEYS]
         paths.setdefault(path, {})[route.method.lower()] = operation
@@ -74,7 +76,7 @@ def _operation(route: RouteSpec, path: str) -> Json:
     kinds = [route.gives] + [route.form.stream_type.decode().partition(";")[0]] * streams
     error = {"application/json": {"schema": _ref(route.form.error_kind)}}
     told: Json = {
-        "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{path}"),
+        "operationId": _operation_id(route),
         "summary": (route.handler.__doc__ or "").partition("\n")[0],
         "responses": {
             "200": {"description": "The answer.", "content": {kind: {} for kind in kinds}},
@@ -86,6 +88,24 @@ def _operation(route: RouteSpec, path: str) -> Json:
         content = {"application/json": {"schema": _ref(route.body)}}
         told["requestBody"] = {"required": True, "content": content}
     return told
+
+
+def _operation_id(route: RouteSpec) -> str:
+    return re.sub(r"\W+", "_", f"{route.method}{route.path}").lower().strip("_")
+
+
+def _links(path: str, routes: tuple[RouteSpec, ...]) -> Json:
+    """The routes that are about what a POST to `path` has made."""
+    made = re.compile(re.escape(path) + r"/{(\w+)}")
+    found = ((route, made.match(route.path)) for route in routes)
+    return {
+        _operation_id(route): {
+            "operationId": _operation_id(route),
+            "parameters": {match[1]: "$response.body#/id"},
+        }
+        for route, match in found
+        if match
+    }
 
 
 def _path_parameters(path: str, names: tuple[str, ...]) -> Iterator[Json]:
