@@ -88,8 +88,9 @@ class _Endpoint:
 def _routing_error(error: HTTPException, scope: Scope) -> FathomError:
     path = str(scope["path"])[:200]
     if error.status_code == 405:
-        fits = [compile_path(route.path)[0].match(str(scope["path"])) for route in ROUTES]
-        methods = [route.method for route, match in zip(ROUTES, fits, strict=True) if match]
+        found = [route for route in ROUTES if route.path == scope["path"]]
+        found = found or [r for r in ROUTES if compile_path(r.path)[0].match(scope["path"])]
+        methods = [route.method for route in found]
         return MethodError(f"{scope['method']} is not for {path}", wanted=", ".join(methods))
     paths = [route.path for route in ROUTES if "{" not in route.path]
     near = get_close_matches(path, paths, n=1)

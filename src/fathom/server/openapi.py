@@ -16,6 +16,7 @@ from fathom.server.anthropic.translate import KINDS
 from fathom.server.openai import schema as openai
 from fathom.server.responses import schema as responses
 from fathom.server.route import RouteSpec
+from fathom.server.sglang import schema as sglang
 from fathom.text import messages
 
 Json = dict[str, Any]
@@ -32,6 +33,16 @@ _READ_BY_TYPE: Mapping[tuple[type[Struct], str], Mapping[str, type[Struct]]] = {
     (responses.ResponsesRequest, "input"): responses.ITEMS,
 }
 _WITH_CONVERSATIONS = (openai.ChatRequest, openai.TokenizeRequest)
+# What handlers check that no type says.
+_BOUNDS: Mapping[tuple[type[Struct], str], Json] = {
+    (openai.ChatRequest, "messages"): {"minItems": 1},
+    (openai.TokenizeRequest, "messages"): {"minItems": 1},
+    (openai.CompletionRequest, "prompt"): {"minItems": 1, "minLength": 1},
+    (anthropic.CountRequest, "messages"): {"minItems": 1},
+    (anthropic.MessagesRequest, "messages"): {"minItems": 1},
+    (anthropic.MessagesRequest, "max_tokens"): {"minimum": 1},
+    (sglang.GenerateRequest, "input_ids"): {"minItems": 1},
+}
 _KEYS: Json = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -131,10 +142,13 @@ def _schemas(kinds: set[type[Struct]], names: tuple[str, ...], is_lenient: bool)
     for schema in schemas.values():
         _as_read(schema, names, is_lenient)
     for (kind, name), by_type in _READ_BY_TYPE.items():
-        objects = [_of_type(_ref(one), word) for word, one in by_type.items()]
-        _put_items(schemas[_name(kind)]["properties"][name], objects)
+        for word, one in by_type.items():
+            schemas[_name(one)]["properties"]["type"] = {"const": word}
+        _put_items(schemas[_name(kind)]["properties"][name], [_ref(k) for k in by_type.values()])
     for kind in _WITH_CONVERSATIONS:
         _put_items(schemas[_name(kind)]["properties"]["messages"], list(_messages()))
+    for (kind, name), bound in _BOUNDS.items():
+        schemas[_name(kind)]["properties"][name] |= bound
     return dict(sorted(schemas.items()))
 
 
@@ -147,11 +161,6 @@ def _as_read(schema: Json, names: tuple[str, ...], is_lenient: bool) -> None:
     for name in properties.keys() - schema.get("required", ()):
         properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
     schema["additionalProperties"] = is_lenient
-
-
-def _of_type(ref: Json, word: str) -> Json:
-    """An object that says what it is; a message of /v1/responses alone need not."""
-    return {"allOf": [ref, {"properties": {"type": {"const": word}}}]}
 
 
 def _put_items(schema: Json, objects: list[Json]) -> None:
@@ -167,7 +176,10 @@ def _messages() -> Iterator[Json]:
     """A schema for each role's messages, by the fields that `text.messages` takes."""
     part = {"type": "object", "properties": {"type": {"const": "text"}, "text": _TEXT}}
     parts = {"type": "array", "items": {**part, "required": ["type", "text"]}}
-    call = {"name": {**_TEXT, "pattern": r"^\S+$"}, "arguments": _TEXT}
+    call = {
+        "name": {**_TEXT, "pattern": r"^\S+$"},
+        "arguments": {"type": ["string", "object", "null"]},
+    }
     function = {"type": "object", "properties": call, "required": ["name"]}
     calls = {"type": "object", "properties": {"function": function}, "required": ["function"]}
     kinds: Json = {
