@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,8 +35,9 @@ def fuzz(url: str, seconds: int | None, examples: int, reports: Path) -> dict[st
     limits = ["--generation-deterministic"]
     if seconds is not None:
         limits = ["--max-time", str(seconds)]
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [
-        str(Path(sys.executable).parent / "schemathesis"),
+        str(shutil.which("schemathesis", path=programs)),
         *("run", f"{url}/openapi.json", "--header", f"Authorization: Bearer {KEY}"),
         *("--phases", "coverage,fuzzing,stateful", "--mode", "all"),
         *("--checks", "all", "--exclude-checks", UNFIT, "--continue-on-failure"),
@@ -79,7 +82,9 @@ def main() -> None:
     serve = [sys.executable, "-m", "fathom.cli", "serve", "--port", "0", "--api-key", KEY]
     serve += ["--threads", "1", "--max-model-len", "128"]
     with tempfile.TemporaryDirectory() as directory:
-        server = subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        server = subprocess.Popen(
+            serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         try:
             assert server.stdout is not None
             url = server.stdout.readline().split()[-1]
@@ -93,7 +98,9 @@ def main() -> None:
     print(text)
     if args.output is not None:
         args.output.write_text(text + "\n", encoding="utf-8")
-    bad = results["failures"] or results["errors"] or any(int(s) >= 500 for s in results["statuses"])
+    bad = (
+        results["failures"] or results["errors"] or any(int(s) >= 500 for s in results["statuses"])
+    )
     sys.exit(1 if bad or results_of_server else 0)
 
 

@@ -46,12 +46,16 @@ class LiveServer:
     def _run(self) -> None:
         asyncio.run(self._serve())
 
+    def application(self) -> Any:
+        """What answers."""
+        return Application(self.state)
+
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.state = ServerState(self._config)
         self.engine = ScriptedEngine(observer=self.state.observer, **self._script)
         self.state.engine = self.engine
-        self.server: uvicorn.Server = http_server(Application(self.state))
+        self.server: uvicorn.Server = http_server(self.application())
         self._up.set()
         await self.server.serve(sockets=[self._listener])
 
