@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file for the result")
     args = parser.parse_args()
     serve = [sys.executable, "-m", "fathom.cli", "serve", "--port", "0", "--api-key", KEY]
-    serve += ["--threads", "1", "--max-model-len", "64"]
+    serve += ["--threads", "1", "--max-model-len", "32"]
     with tempfile.TemporaryDirectory() as directory:
         server = subprocess.Popen(
             serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
