@@ -143,8 +143,13 @@ def _schemas(kinds: set[type[Struct]], names: tuple[str, ...], is_lenient: bool)
         _as_read(schema, names, is_lenient)
     for (kind, name), by_type in _READ_BY_TYPE.items():
         for word, one in by_type.items():
-            schemas[_name(one)]["properties"]["type"] = {"const": word}
+            schema = schemas[_name(one)]
+            schema["properties"]["type"] = {"const": word}
+            schema["required"] = sorted({*schema.get("required", ()), "type"})
         _put_items(schemas[_name(kind)]["properties"][name], [_ref(k) for k in by_type.values()])
+    message = schemas[_name(responses.MessageItem)]  # what an item without a type is
+    message["properties"]["type"] = {"enum": ["message", None]}
+    message["required"].remove("type")
     for kind in _WITH_CONVERSATIONS:
         _put_items(schemas[_name(kind)]["properties"]["messages"], list(_messages()))
     for (kind, name), bound in _BOUNDS.items():
