@@ -4,10 +4,12 @@
 
 Every operation is asked, none is filtered out, with data that is valid by the description and with
 data that is not; then answers' ids are used for further requests. Without `--seconds` the cases are
-always the same: each field at its bounds and beyond them. With it they are drawn by chance. An answer of 5xx fails the run, and so does one whose status, content type
-or shape is not described, or invalid data that is taken. Two checks are left out: that all data of
-the right shape is taken (which temperature is valid no shape says), and that a wrong key in one
-header is refused (the right one in another suffices; `tests/server/test_auth.py` tries them all).
+always the same: each field at its bounds and beyond them. With it they are drawn by chance.
+
+An answer of 5xx fails the run, and so does one whose status, content type or shape is not
+described, or invalid data that is taken. Two checks are left out: that all data of the right shape
+is taken (which temperature is valid no shape says), and that a wrong key in one header is refused
+(the right one in another suffices; `tests/server/test_auth.py` tries them all).
 """
 
 from __future__ import annotations
