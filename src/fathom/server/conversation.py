@@ -8,10 +8,10 @@ from typing import Any
 from fathom.core.types import ReasoningLimit, SamplingParams
 from fathom.engine.requests import GenerateRequest
 from fathom.errors import ContextLengthError, RequestError
+from fathom.server.forms import ToolChoice
 from fathom.server.state import ServedModel
 from fathom.server.thinking import Thinking, echo
 from fathom.text.chat import encode_chat
-from fathom.text.grammar.asked import ToolRules
 from fathom.text.markers import END_THINK, THINK
 from fathom.text.tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ MAX_SEQUENCES = 512
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
     """A conversation. `messages` and `tools` in OpenAI's form, checked by `text.messages`;
-    `sampling.max_tokens` None means up to the context. `tool_rules`: calls that are enforced."""
+    `sampling.max_tokens` None means up to the context. `tool_choice`: what calls are wanted."""
 
     id: str
     messages: list[dict[str, Any]]
@@ -34,7 +34,7 @@ class Chat:
     continue_final_message: bool = False
     cache_salt: str = ""
     priority: int = 0
-    tool_rules: ToolRules | None = None
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
 
     def prompt_ids(self, model: ServedModel) -> tuple[int, ...]:
         """The prompt as tokens. Raises: RequestError naming the field at fault."""
@@ -65,7 +65,7 @@ class Chat:
             format=format,
             cache_salt=self.cache_salt,
             priority=self.priority,
-            tools=self.tool_rules,
+            tools=self.tool_choice.rules(self.tools, model.template),
         )
 
     def thinking_echo(self, model: ServedModel) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from fathom.server.answer import first_call_only
 from fathom.server.anthropic.refused import OF_MESSAGES
 from fathom.server.anthropic.schema import CountRequest, MessagesRequest
 from fathom.server.anthropic.translate import (
+    form_of,
     has_billing_line,
     messages_of,
     tell_of_unheeded,
     thinking_of,
+    tool_choice_of,
     tools_of,
 )
 from fathom.server.anthropic.wire import content, event, usage
@@ -108,10 +110,11 @@ def _chat(ask: Ask, request: CountRequest, **sampling: Any) -> Chat:
         id=f"msg_{uuid4().hex}",
         messages=messages_of(ask, request),
         tools=tools_of(request),
+        tool_choice=tool_choice_of(request),
         thinking=thinking_of(request, ask.model.template),
         # An answer that has begun is gone on with.
         continue_final_message=bool(request.messages) and request.messages[-1].role == "assistant",
-        sampling=sampling_of(ask.model.defaults, **sampling),
+        sampling=sampling_of(ask.model.defaults, structured_outputs=form_of(request), **sampling),
     )
 
 

@@ -16,6 +16,7 @@ from fathom.errors import RequestError
 from fathom.server.answer import Choice, Tally
 from fathom.server.conversation import Chat, fit_context, sampling_of
 from fathom.server.exchange import Exchange
+from fathom.server.forms import one_form
 from fathom.server.generation import News
 from fathom.server.job import Ask, Events, Job, answer, collect
 from fathom.server.ollama.schema import REFUSALS, ChatRequest, Common, GenerateRequest, Message
@@ -185,11 +186,18 @@ def _sampling(request: Common, model: ServedModel) -> SamplingParams:
         raise RequestError("top_logprobs needs logprobs", param="top_logprobs")
     return sampling_of(
         model.defaults,
+        structured_outputs=one_form({"format": _form(request.format)}),
         repetition_penalty=options.pop("repeat_penalty", None),
         max_tokens=None if limit in (-1, -2) else limit,  # -1, -2: as many as fit
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         **options,
     )
+
+
+def _form(asked: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    if not asked and not isinstance(asked, dict):
+        return None
+    return {"json_object": True} if asked == "json" else {"json": asked}
 
 
 async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]) -> None:

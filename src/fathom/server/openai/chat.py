@@ -29,7 +29,7 @@ from fathom.server.openai.responses import (
 from fathom.server.openai.sampling import sampling_params
 from fathom.server.openai.schema import ChatRequest, given
 from fathom.server.openai.schema import Thinking as ThinkingField
-from fathom.server.openai.structured import check_tool_choice, tool_rules
+from fathom.server.openai.structured import tool_choice
 from fathom.server.state import ServerState
 from fathom.server.thinking import Thinking, one_meaning
 from fathom.text.chat import asked_thinking
@@ -54,7 +54,6 @@ def _prepare(ask: Ask) -> _Job:
     params = sampling_params(request, model.defaults)
     # The model may call what it is shown, so with "none" it is shown nothing.
     tools = None if request.tool_choice == "none" else request.tools or None
-    check_tool_choice(request)
     chat = Chat(
         id=f"chatcmpl-{request.request_id or uuid4().hex}",
         messages=request.messages,
@@ -65,7 +64,7 @@ def _prepare(ask: Ask) -> _Job:
         continue_final_message=request.continue_final_message,
         cache_salt=request.cache_salt or "",
         priority=request.priority,
-        tool_rules=tool_rules(request, model.template),
+        tool_choice=tool_choice(request),
     )
     return _Job(
         request=request,

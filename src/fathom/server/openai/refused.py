@@ -116,9 +116,6 @@ VALUES: Mapping[str, Mapping[object, Refused]] = MappingProxyType(
     }
 )
 
-# Objects that are known under a field whose honoured values are words.
-OBJECTS: Mapping[str, Refused] = MappingProxyType({})
-
 # Fields of inner objects, by path without indices.
 INNER: Mapping[str, Mapping[str, Refused]] = MappingProxyType(
     {
@@ -139,5 +136,5 @@ INNER: Mapping[str, Mapping[str, Refused]] = MappingProxyType(
     }
 )
 
-OF_CHAT = Refusals(CHAT, INNER, VALUES, OBJECTS)
-OF_COMPLETION = Refusals(COMPLETION, INNER, VALUES, OBJECTS)
+OF_CHAT = Refusals(CHAT, INNER, VALUES)
+OF_COMPLETION = Refusals(COMPLETION, INNER, VALUES)

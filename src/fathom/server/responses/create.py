@@ -16,7 +16,13 @@ from fathom.server.conversation import Chat, sampling_of
 from fathom.server.exchange import Exchange
 from fathom.server.generation import News
 from fathom.server.job import Ask, Events, Job, answer
-from fathom.server.responses.items import messages_of, read_items, tools_of
+from fathom.server.responses.items import (
+    form_of,
+    messages_of,
+    read_items,
+    tool_choice_of,
+    tools_of,
+)
 from fathom.server.responses.schema import (
     ITEMS,
     OF_ITEMS,
@@ -59,8 +65,8 @@ class _Job(Job[ResponsesRequest]):
             "store": request.store,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": request.tool_choice or "auto",
+            "text": {"format": _format(request)},
+            "tool_choice": to_builtins(request.tool_choice) or "auto",
             "tools": to_builtins(request.tools) or [],
             "truncation": "disabled",
             "usage": usage(tally.counts()) if tally is not None else None,
@@ -159,6 +165,7 @@ def _chat(
         id=name,
         messages=messages_of(request.instructions, [*earlier, *items]),
         tools=tools_of(request),
+        tool_choice=tool_choice_of(request),
         thinking=one_meaning(
             {
                 "reasoning.effort": None if effort is None else effort != "none",
@@ -166,8 +173,13 @@ def _chat(
             },
             {"thinking_token_budget": request.thinking_token_budget},
         ),
-        sampling=sampling_of(ask.model.defaults, **sampling),
+        sampling=sampling_of(ask.model.defaults, structured_outputs=form_of(request), **sampling),
     )
+
+
+def _format(request: CountRequest) -> dict[str, Any]:
+    asked = request.text and request.text.format
+    return to_builtins(asked) if asked else {"type": "text"}
 
 
 def _plain(item: Struct) -> dict[str, Any]:

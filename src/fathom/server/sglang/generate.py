@@ -17,6 +17,7 @@ from fathom.server.answer import Choice
 from fathom.server.conversation import check_sequences, fit_context, sampling_of
 from fathom.server.envelope import sse
 from fathom.server.exchange import Exchange
+from fathom.server.forms import if_given, one_form
 from fathom.server.generation import News
 from fathom.server.job import Ask, Events, Job, answer
 from fathom.server.sglang.schema import REFUSALS, GenerateRequest
@@ -172,8 +173,12 @@ def _sampling(request: GenerateRequest, defaults: SamplingParams) -> SamplingPar
     scores = request.top_logprobs_num if request.return_logprob else None
     if request.top_logprobs_num and not request.return_logprob:
         raise RequestError("top_logprobs_num needs return_logprob", param="top_logprobs_num")
+    forms = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
+    forms["structural_tag"] = "structural_tag"
+    asked = {name: if_given(form, fields.pop(name)) for name, form in forms.items()}
     return sampling_of(
         defaults,
+        structured_outputs=one_form({f"sampling_params.{k}": v for k, v in asked.items()}),
         max_tokens=fields.pop("max_new_tokens"),
         min_tokens=fields.pop("min_new_tokens"),
         include_stop_str_in_output=fields.pop("no_stop_trim"),
