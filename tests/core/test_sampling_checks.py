@@ -36,6 +36,8 @@ RANGES: list[tuple[str, list[Any], list[Any]]] = [
         [None, {}, {5: -100, "6": 100}],
         [{5: 101}, {-1: 1}, {"9" * 5000: 1}, {"x": 1}, {HUGE: 1}, [1], {5: "1"}],
     ),
+    ("allowed_token_ids", [None, [0, 5]], [[], [-1], ["1"], 5, [0] * (2**18 + 1)]),
+    ("bad_token_ids", [None, [], [[1], [2, 3]]], [[[]], [1], [[-1]], [[0] * 65], [[0]] * 513]),
     ("ignore_eos", [True, False], [1, None, "true"]),
     ("include_stop_str_in_output", [True], [0]),
     ("skip_special_tokens", [False], ["no"]),

@@ -46,6 +46,8 @@ class SamplingParams:
     `stop` strings are matched on text, by the layer that detokenizes; everything else here is the
     core's and the sampler's business. `logprobs` k gives the chosen token's and the top k;
     `prompt_logprobs` the same for prompt positions. `structured_outputs`: the form of the answer.
+    No tokens but `allowed_token_ids` come, and no sequence of `bad_token_ids` comes whole, except
+    where the form of the answer leaves nothing else.
 
     An instance is valid and in normal form: lists become tuples, one stop string a tuple of it,
     `top_k` -1 becomes 0.
@@ -71,6 +73,8 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_token_ids: tuple[tuple[int, ...], ...] = ()
     skip_special_tokens: bool = True
     reasoning_limit: ReasoningLimit | None = None
     structured_outputs: StructuredOutputs | None = None

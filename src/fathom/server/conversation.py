@@ -23,7 +23,8 @@ MAX_SEQUENCES = 512
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
     """A conversation. `messages` and `tools` in OpenAI's form, checked by `text.messages`;
-    `sampling.max_tokens` None means up to the context. `tool_choice`: what calls are wanted."""
+    `sampling.max_tokens` None means up to the context. `tool_choice`: what calls are wanted.
+    `num_kept`: how many tokens of the prompt, its last ones, the model gets; `last_ids`."""
 
     id: str
     messages: list[dict[str, Any]]
@@ -34,6 +35,7 @@ class Chat:
     continue_final_message: bool = False
     cache_salt: str = ""
     priority: int = 0
+    num_kept: int | None = None
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
 
     def prompt_ids(self, model: ServedModel) -> tuple[int, ...]:
@@ -58,6 +60,7 @@ class Chat:
         if self.thinking.budget is not None and format.splits_reasoning:
             limit = _limit(self.thinking.budget, model.tokenizer, format.starts_inside)
             sampling = replace(sampling, reasoning_limit=limit)
+        prompt_ids = last_ids(prompt_ids, self.num_kept, sampling, model.plan.max_model_len)
         return GenerateRequest(
             id=self.id,
             prompt_ids=prompt_ids,
@@ -112,6 +115,28 @@ def fit_context(
         )
     asked = room if params.max_tokens is None else params.max_tokens
     return replace(params, max_tokens=min(asked, room))
+
+
+def last_ids(
+    ids: tuple[int, ...], num_kept: int | None, params: SamplingParams, max_model_len: int
+) -> tuple[int, ...]:
+    """vLLM's `truncate_prompt_tokens`: the last `num_kept` tokens; all for None; for -1, as many
+    as leave room in the context for `max_tokens`, or for one.
+
+    Raises: RequestError.
+    """
+    if num_kept is None:
+        return ids
+    if num_kept == -1:
+        num_kept = max(max_model_len - (params.max_tokens or 1), 1)
+    if num_kept < 1:
+        raise RequestError(
+            "truncate_prompt_tokens is not valid",
+            param="truncate_prompt_tokens",
+            found=str(num_kept),
+            wanted="1 or more, or -1 for what fits",
+        )
+    return ids[-num_kept:]
 
 
 def sampling_of(defaults: SamplingParams, **fields: Any) -> SamplingParams:

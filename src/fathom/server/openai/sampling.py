@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from fathom.core.sampling_checks import MAX_BAD_LENGTH, MAX_BAD_SEQUENCES
 from fathom.core.types import SamplingParams
 from fathom.errors import RequestError
 from fathom.server.openai.schema import ChatRequest, CompletionRequest, Sampling
 from fathom.server.openai.structured import form_of
+from fathom.server.state import ServedModel
+from fathom.text.tokenizer import Tokenizer
 
 MAX_NAME_CHARS = 256
 _MAX_PRIORITY = 2**31 - 1
@@ -17,15 +20,14 @@ _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 T = TypeVar("T")
 
 
-def sampling_params(
-    request: ChatRequest | CompletionRequest, defaults: SamplingParams
-) -> SamplingParams:
-    """The request's sampling, validated; `defaults` are the checkpoint's, for how to choose
-    tokens. `max_tokens` None means up to the context.
+def sampling_params(request: ChatRequest | CompletionRequest, model: ServedModel) -> SamplingParams:
+    """The request's sampling, validated; the checkpoint says how tokens are chosen otherwise.
+    `max_tokens` None means up to the context.
 
     Raises: RequestError that names the field.
     """
     _check_common(request)
+    defaults = model.defaults
     return SamplingParams(
         n=request.n,
         temperature=_or(request.temperature, defaults.temperature),
@@ -45,6 +47,8 @@ def sampling_params(
         logprobs=_num_logprobs(request),
         prompt_logprobs=_num_prompt_logprobs(request),
         logit_bias=_logit_bias(request.logit_bias or {}),
+        allowed_token_ids=_tuple_or_none(request.allowed_token_ids),
+        bad_token_ids=_bad_token_ids(request.bad_words or [], model.tokenizer),
         skip_special_tokens=request.skip_special_tokens,
         structured_outputs=form_of(request),
     )
@@ -127,6 +131,29 @@ def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
                 wanted="token ids as keys",
             )
     return {int(key): value for key, value in bias.items()}
+
+
+def _bad_token_ids(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """The words as a text begins with them, and as they stand after a space."""
+    if len(words) > MAX_BAD_SEQUENCES // 2 or not all(words):
+        raise RequestError(
+            "bad_words is not valid",
+            param="bad_words",
+            found=f"{len(words)} of them" if all(words) else "an empty one",
+            wanted=f"at most {MAX_BAD_SEQUENCES // 2}, none of them empty",
+        )
+    told = [tokenizer.encode(f"{before}{word}") for word in words for before in ("", " ")]
+    if any(len(ids) > MAX_BAD_LENGTH for ids in told):
+        raise RequestError(
+            "bad_words is not valid",
+            param="bad_words",
+            wanted=f"words of at most {MAX_BAD_LENGTH} tokens",
+        )
+    return tuple(dict.fromkeys(told))
+
+
+def _tuple_or_none(ids: list[int] | None) -> tuple[int, ...] | None:
+    return None if ids is None else tuple(ids)
 
 
 def _or(value: T | None, default: T) -> T:
