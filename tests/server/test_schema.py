@@ -311,7 +311,7 @@ def test_a_limit_is_for_what_the_prompt_or_the_answer_opens(model: ServedModel) 
 
 def test_the_meaning_and_what_was_left_out_are_told(model: ServedModel) -> None:
     body = {**ASK, "enable_thinking": True, "thinking_token_budget": 9, "guided_json": {}, "zz": 1}
-    job = chat._prepare(Ask(msgspec.json.encode(body), model, is_lenient=True))
+    job = chat._prepare(Ask(msgspec.json.encode(body), model, ServerConfig(lenient=True)))
     assert job.thinking == {"type": "enabled", "budget_tokens": 9}
     assert [text.split()[0] for text in job.warnings] == ["guided_json", "unknown"]
 

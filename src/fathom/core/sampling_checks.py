@@ -12,9 +12,10 @@ from typing import Any
 from fathom.core.structured import as_structured_outputs
 from fathom.errors import RequestError
 
-MAX_CHOICES = 128
-MAX_LOGPROBS = 20
-MAX_STOP_STRINGS = 16
+# What is right at all; a server allows less: `server/limits.py`.
+MAX_CHOICES = 1024
+MAX_LOGPROBS = 1000
+MAX_STOP_STRINGS = 256
 MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIASES = 1024

@@ -11,7 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+from fathom.core.sampling_checks import MAX_BAD_LENGTH as MAX_BAD_LENGTH
+from fathom.core.sampling_checks import MAX_BAD_SEQUENCES as MAX_BAD_SEQUENCES
+from fathom.core.sampling_checks import MAX_CHOICES as MAX_CHOICES
+from fathom.core.sampling_checks import MAX_LOGPROBS as MAX_LOGPROBS
+from fathom.core.sampling_checks import MAX_STOP_STRINGS as MAX_STOP_STRINGS
 from fathom.core.sampling_checks import normalize
+from fathom.core.structured import MAX_GRAMMAR_CHARS as MAX_GRAMMAR_CHARS
 from fathom.core.structured import StructuredOutputs as StructuredOutputs
 
 FinishReason = Literal["stop", "length", "abort", "error"]

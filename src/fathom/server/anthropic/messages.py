@@ -23,12 +23,14 @@ from fathom.server.anthropic.translate import (
     tools_of,
 )
 from fathom.server.anthropic.wire import content, event, usage
-from fathom.server.conversation import Chat, sampling_of
+from fathom.server.conversation import Chat
 from fathom.server.exchange import Exchange
 from fathom.server.generation import News
 from fathom.server.job import Ask, Events, Job, answer, collect
 from fathom.server.state import ServerState
 from fathom.text.delta import Delta, ToolCallDelta
+
+_NAMES = {"stop": "stop_sequences"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,7 @@ async def count_tokens(state: ServerState, exchange: Exchange) -> None:
     """How many tokens a conversation is."""
     body = await exchange.read_json_body(state.config.max_body_bytes)
     _, model = state.require()
-    ask = Ask(body, model, state.config.lenient)
+    ask = Ask(body, model, state.config)
 
     def work() -> dict[str, Any]:
         chat = _chat(ask, ask.read(CountRequest, OF_MESSAGES))
@@ -105,8 +107,10 @@ async def count_tokens(state: ServerState, exchange: Exchange) -> None:
 
 def _chat(ask: Ask, request: CountRequest, **sampling: Any) -> Chat:
     ask.model.check_name(request.model)
+    ask.config.check("max_messages", "messages", len(request.messages))
     tell_of_unheeded(ask, request)
     return Chat(
+        limits=ask.config,
         id=f"msg_{uuid4().hex}",
         messages=messages_of(ask, request),
         tools=tools_of(request),
@@ -114,7 +118,7 @@ def _chat(ask: Ask, request: CountRequest, **sampling: Any) -> Chat:
         thinking=thinking_of(request, ask.model.template),
         # An answer that has begun is gone on with.
         continue_final_message=bool(request.messages) and request.messages[-1].role == "assistant",
-        sampling=sampling_of(ask.model.defaults, structured_outputs=form_of(request), **sampling),
+        sampling=ask.sampling(_NAMES, structured_outputs=form_of(request), **sampling),
     )
 
 

@@ -55,10 +55,13 @@ def _prepare(ask: Ask) -> _Job:
     """From bytes to tokens. Raises: RequestError."""
     request, model = ask.read(ChatRequest, OF_CHAT), ask.model
     model.check_name(request.model)
-    params = sampling_params(request, model)
+    ask.config.check("max_messages", "messages", len(request.messages))
+    params = sampling_params(ask, request)
     # The model may call what it is shown, so with "none" it is shown nothing.
     tools = None if request.tool_choice == "none" else request.tools or None
+    ask.config.check_sequences(1, request.n)
     chat = Chat(
+        limits=ask.config,
         id=f"chatcmpl-{request.request_id or uuid4().hex}",
         messages=request.messages,
         tools=to_builtins(tools),

@@ -12,7 +12,7 @@ from msgspec import UNSET, json
 from fathom.engine.requests import GenerateRequest
 from fathom.errors import RequestError
 from fathom.server.answer import Choice
-from fathom.server.conversation import check_sequences, fit_context, last_ids
+from fathom.server.conversation import fit_context, last_ids
 from fathom.server.exchange import Exchange
 from fathom.server.generation import News
 from fathom.server.job import Ask, answer
@@ -63,9 +63,9 @@ def _prepare(ask: Ask) -> _Job:
     """From bytes to tokens. Raises: RequestError."""
     request, model = ask.read(CompletionRequest, OF_COMPLETION), ask.model
     model.check_name(request.model)
-    params = sampling_params(request, model)
+    params = sampling_params(ask, request)
     prompts = _prompts(request.prompt)
-    check_sequences(len(prompts), request.n)
+    ask.config.check_sequences(len(prompts), request.n)
     name = f"cmpl-{request.request_id or uuid4().hex}"
     generates = []
     for number, prompt in enumerate(prompts):

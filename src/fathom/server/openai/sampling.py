@@ -4,42 +4,42 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from fathom.core.sampling_checks import MAX_BAD_LENGTH, MAX_BAD_SEQUENCES
-from fathom.core.types import SamplingParams
+from fathom.core.types import MAX_BAD_LENGTH, MAX_BAD_SEQUENCES, SamplingParams
 from fathom.errors import RequestError
+from fathom.server.job import Ask
 from fathom.server.openai.schema import ChatRequest, CompletionRequest, Sampling
 from fathom.server.openai.structured import form_of
-from fathom.server.state import ServedModel
 from fathom.text.tokenizer import Tokenizer
 
 MAX_NAME_CHARS = 256
 _MAX_PRIORITY = 2**31 - 1
 _MAX_TOKEN_ID_DIGITS = 10
+_CHAT_NAMES = {"logprobs": "top_logprobs"}
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 
 T = TypeVar("T")
 
 
-def sampling_params(request: ChatRequest | CompletionRequest, model: ServedModel) -> SamplingParams:
+def sampling_params(ask: Ask, request: ChatRequest | CompletionRequest) -> SamplingParams:
     """The request's sampling, validated; the checkpoint says how tokens are chosen otherwise.
     `max_tokens` None means up to the context.
 
     Raises: RequestError that names the field.
     """
     _check_common(request)
-    defaults = model.defaults
-    return SamplingParams(
+    return ask.sampling(
+        {} if isinstance(request, CompletionRequest) else _CHAT_NAMES,
         n=request.n,
-        temperature=_or(request.temperature, defaults.temperature),
-        top_p=_or(request.top_p, defaults.top_p),
-        top_k=_or(request.top_k, defaults.top_k),
-        min_p=_or(request.min_p, defaults.min_p),
-        presence_penalty=_or(request.presence_penalty, 0.0),
-        frequency_penalty=_or(request.frequency_penalty, 0.0),
-        repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
         seed=request.seed,
-        stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
-        stop_token_ids=tuple(request.stop_token_ids or ()),
+        stop=request.stop,
+        stop_token_ids=request.stop_token_ids,
         include_stop_str_in_output=request.include_stop_str_in_output,
         ignore_eos=request.ignore_eos,
         max_tokens=_max_tokens(request),
@@ -47,8 +47,8 @@ def sampling_params(request: ChatRequest | CompletionRequest, model: ServedModel
         logprobs=_num_logprobs(request),
         prompt_logprobs=_num_prompt_logprobs(request),
         logit_bias=_logit_bias(request.logit_bias or {}),
-        allowed_token_ids=_tuple_or_none(request.allowed_token_ids),
-        bad_token_ids=_bad_token_ids(request.bad_words or [], model.tokenizer),
+        allowed_token_ids=request.allowed_token_ids,
+        bad_token_ids=_bad_token_ids(request.bad_words or [], ask.model.tokenizer),
         skip_special_tokens=request.skip_special_tokens,
         structured_outputs=form_of(request),
     )
@@ -150,10 +150,6 @@ def _bad_token_ids(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, .
             wanted=f"words of at most {MAX_BAD_LENGTH} tokens",
         )
     return tuple(dict.fromkeys(told))
-
-
-def _tuple_or_none(ids: list[int] | None) -> tuple[int, ...] | None:
-    return None if ids is None else tuple(ids)
 
 
 def _or(value: T | None, default: T) -> T:

@@ -12,7 +12,7 @@ from msgspec import Struct, json, to_builtins
 
 from fathom.errors import NotFoundError
 from fathom.server.answer import Tally, first_call_only
-from fathom.server.conversation import Chat, sampling_of
+from fathom.server.conversation import Chat
 from fathom.server.exchange import Exchange
 from fathom.server.generation import News
 from fathom.server.job import Ask, Events, Job, answer
@@ -35,6 +35,8 @@ from fathom.server.responses.wire import OpenItem, event, usage
 from fathom.server.state import ServerState
 from fathom.server.thinking import one_meaning
 from fathom.text.delta import Delta
+
+_NAMES = {"max_tokens": "max_output_tokens"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,7 @@ async def input_tokens(state: ServerState, exchange: Exchange) -> None:
     """How many tokens a conversation is."""
     body = await exchange.read_json_body(state.config.max_body_bytes)
     _, model = state.require()
-    ask = Ask(body, model, state.config.lenient)
+    ask = Ask(body, model, state.config)
 
     def work() -> dict[str, Any]:
         request = ask.read(CountRequest, OF_RESPONSES)
@@ -158,10 +160,12 @@ def _chat(
         raws = [raw for kept in chain for raw in (*kept.items, *kept.response["output"])]
         where = "previous_response_id"
         earlier = [ask.part(raw, ITEMS[raw["type"]], OF_ITEMS, where) for raw in raws]
+    ask.config.check("max_messages", "input", len(earlier) + len(items))
     effort = request.reasoning.effort if request.reasoning else None
     if request.reasoning and request.reasoning.summary:
         ask.warnings.append("reasoning.summary: reasoning is given in full, not summarised")
     return Chat(
+        limits=ask.config,
         id=name,
         messages=messages_of(request.instructions, [*earlier, *items]),
         tools=tools_of(request),
@@ -173,7 +177,7 @@ def _chat(
             },
             {"thinking_token_budget": request.thinking_token_budget},
         ),
-        sampling=sampling_of(ask.model.defaults, structured_outputs=form_of(request), **sampling),
+        sampling=ask.sampling(_NAMES, structured_outputs=form_of(request), **sampling),
     )
 
 
