@@ -17,9 +17,9 @@ TEXT = "def add(first, second):\n    return first + "
 CHAT: list[Any] = [{"role": "user", "content": "What is 12 + 30? Say it in a sentence, please."}]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving() as one:
+@pytest.fixture(scope="module", params=["0", "1"], ids=["plain", "drafts"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with serving("--num-speculative-tokens", request.param) as one:
         yield one
 
 
