@@ -19,7 +19,7 @@ CHAT: list[Any] = [{"role": "user", "content": "What is 12 + 30? Say it in a sen
 
 @pytest.fixture(scope="module", params=["0", "1"], ids=["plain", "drafts"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with serving("--num-speculative-tokens", request.param) as one:
+    with serving("--num-speculative-tokens", request.param, "--max-model-len", "512") as one:
         yield one
 
 
@@ -87,7 +87,7 @@ def test_a_prompt_is_cut_in_front(server: Server, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(TEXT)
     assert complete(server, truncate_prompt_tokens=5) == complete(server, prompt=ids[-5:])
     assert complete(server, truncate_prompt_tokens=-1) == complete(server)
-    long = [{"role": "user", "content": "word " * 20_000}]
+    long = [{"role": "user", "content": "word " * 900}]
     told = post(server, "chat/completions", messages=long, truncate_prompt_tokens=-1, max_tokens=7)
     assert told["usage"]["completion_tokens"] <= 7
     whole = post(server, "chat/completions", messages=CHAT, max_tokens=9, temperature=0)
