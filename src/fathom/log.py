@@ -35,10 +35,13 @@ def escape(text: str) -> str:
 
 
 def configure(level: str) -> None:
-    """Send fathom's log, and warnings of the HTTP server under it, to stderr."""
+    """Send fathom's log, and errors of the HTTP server under it, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("fathom").setLevel(level.upper())
+    # Its warnings are of what clients send that is no HTTP: nobody acts on them, anybody can cause
+    # them, and the client is told.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

@@ -84,6 +84,8 @@ def sample(config: type, one: Field[Any]) -> tuple[str, Any]:
     """A text and its value, for a field that is not a switch."""
     if one.name in TEXTS:
         return TEXTS[one.name]
+    if "most" in one.metadata:
+        return "2", 2
     if one.metadata["unit"] == "bytes":
         return "2GiB", 2 * 2**30
     hint = get_type_hints(config)[one.name]

@@ -29,13 +29,15 @@ RANGES: list[tuple[str, list[Any], list[Any]]] = [
     ("max_tokens", [None, 1, 10**6], [0, -1, 1.5]),
     ("logprobs", [None, 0, MAX_LOGPROBS], [-1, MAX_LOGPROBS + 1, True]),
     ("prompt_logprobs", [None, 0, MAX_LOGPROBS], [-1, MAX_LOGPROBS + 1]),
-    ("stop", [None, "x", ["a", "b"], ("a",), []], ["", [""], [1], 5, ["x"] * 99, "x" * 2000]),
+    ("stop", [None, "x", ["a", "b"], ("a",), []], ["", [""], [1], 5, ["x"] * 999, "x" * 2000]),
     ("stop_token_ids", [None, [], [0, 5]], [[-1], ["1"], 5, [True], [0] * 2000]),
     (
         "logit_bias",
         [None, {}, {5: -100, "6": 100}],
         [{5: 101}, {-1: 1}, {"9" * 5000: 1}, {"x": 1}, {HUGE: 1}, [1], {5: "1"}],
     ),
+    ("allowed_token_ids", [None, [0, 5]], [[], [-1], ["1"], 5, [0] * (2**18 + 1)]),
+    ("bad_token_ids", [None, [], [[1], [2, 3]]], [[[]], [1], [[-1]], [[0] * 65], [[0]] * 513]),
     ("ignore_eos", [True, False], [1, None, "true"]),
     ("include_stop_str_in_output", [True], [0]),
     ("skip_special_tokens", [False], ["no"]),
@@ -102,4 +104,4 @@ def test_no_value_does_anything_but_pass_or_be_refused(name: str, value: Any) ->
 
 def test_too_many_stop_strings_are_counted_not_shown() -> None:
     with pytest.raises(RequestError, match=f"at most {MAX_STOP_STRINGS}"):
-        SamplingParams(stop=tuple("abcdefghijklmnopqrstuvwxyz"))
+        SamplingParams(stop=("x",) * (MAX_STOP_STRINGS + 1))

@@ -23,9 +23,12 @@ V = 21
 def _naive_edit(logits: np.ndarray, row: SampleRow) -> np.ndarray:
     """vLLM's order, one token at a time in float64."""
     out = logits.astype(np.float64)
-    forbidden = set(row.forbidden)
-    if row.mask is not None:
-        allowed = {t for t in range(V) if row.mask[t // 8] >> (t % 8) & 1}
+    forbidden, ids = set(row.forbidden), row.sampling.allowed_token_ids
+    if row.mask is not None or ids is not None:
+        allowed = set(range(V)) if ids is None else {*ids} & {*range(V)}
+        if row.mask is not None:
+            of_form = {t for t in range(V) if row.mask[t // 8] >> (t % 8) & 1}
+            allowed = allowed & of_form or of_form
         allowed = allowed - forbidden or allowed
         forbidden = set(range(V)) - allowed
     for token in range(V):
@@ -88,6 +91,9 @@ def _params(draw: st.DrawFn) -> SamplingParams:
         frequency_penalty=draw(st.sampled_from([0.0, 0.4, -0.3])),
         repetition_penalty=draw(st.sampled_from([1.0, 1.6, 0.8])),
         logit_bias=draw(st.dictionaries(st.integers(0, V + 3), st.floats(-9, 9), max_size=3)),
+        allowed_token_ids=draw(
+            st.none() | st.sets(st.integers(0, V - 1), min_size=1).map(lambda ids: tuple(ids))
+        ),
     )
 
 

@@ -249,9 +249,11 @@ def test_what_a_coding_agent_sends(client: anthropic.Anthropic, server: LiveServ
     [
         ({"zzz": 1}, "zzz"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"tool_choice": {"type": "any"}}, "tool_choice.type"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice.name"),
+        ({"tools": [TOOL], "tool_choice": {"type": "any", "name": "add"}}, "tool_choice.name"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]"),
-        ({"tools": [{**TOOL, "strict": True}]}, "tools[0].strict"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
          "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},

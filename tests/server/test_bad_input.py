@@ -100,7 +100,7 @@ def test_broken_bodies(http: httpx.Client, body: bytes, code: str) -> None:
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
         ({"logit_bias": {"5": 101}}, "logit_bias"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
-        ({"logprobs": True, "top_logprobs": 21}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"top_logprobs": 1}, "top_logprobs"),
         ({"priority": 2**40}, "priority"),
         ({"request_id": "a\nb"}, "request_id"),

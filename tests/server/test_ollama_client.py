@@ -170,7 +170,7 @@ def test_what_is_known_of_the_model(client: ollama.Client) -> None:
     ("change", "named"),
     [
         ({"zzz": 1}, "zzz"),
-        ({"format": "json"}, "format"),
+        ({"format": "yaml"}, "format"),
         ({"options": {"num_gpu": 1}}, "options.num_gpu"),
         ({"options": {"num_ctx": CONTEXT + 1}}, "options.num_ctx"),
         ({"options": {"temprature": 1}}, "temperature"),

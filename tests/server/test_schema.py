@@ -46,6 +46,9 @@ COMMON: dict[str, tuple[Any, str | None, Any]] = {
     "presence_penalty": (-1, "sampling.presence_penalty", -1.0),
     "repetition_penalty": (1.2, "sampling.repetition_penalty", 1.2),
     "logit_bias": ({"5": -100}, "sampling.logit_bias", {5: -100.0}),
+    "bad_words": (["Hi"], None, None),
+    "allowed_token_ids": ([5], "sampling.allowed_token_ids", (5,)),
+    "truncate_prompt_tokens": (1, None, None),
     "prompt_logprobs": (2, "sampling.prompt_logprobs", 2),
     "ignore_eos": (True, "sampling.ignore_eos", True),
     "skip_special_tokens": (False, "sampling.skip_special_tokens", False),
@@ -88,6 +91,8 @@ CHAT: dict[str, tuple[Any, str | None, Any]] = COMMON | {
     "reasoning_effort": ("high", "format.starts_inside", True),
     "add_generation_prompt": (False, None, None),
     "continue_final_message": (True, None, None),
+    "echo": (True, None, None),
+    "include_reasoning": (False, None, None),
 }
 COMPLETION: dict[str, tuple[Any, str | None, Any]] = COMMON | {
     "prompt": ([5, 6], "prompt_ids", (5, 6)),
@@ -306,7 +311,7 @@ def test_a_limit_is_for_what_the_prompt_or_the_answer_opens(model: ServedModel) 
 
 def test_the_meaning_and_what_was_left_out_are_told(model: ServedModel) -> None:
     body = {**ASK, "enable_thinking": True, "thinking_token_budget": 9, "guided_json": {}, "zz": 1}
-    job = chat._prepare(Ask(msgspec.json.encode(body), model, is_lenient=True))
+    job = chat._prepare(Ask(msgspec.json.encode(body), model, ServerConfig(lenient=True)))
     assert job.thinking == {"type": "enabled", "budget_tokens": 9}
     assert [text.split()[0] for text in job.warnings] == ["guided_json", "unknown"]
 

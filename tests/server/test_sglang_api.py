@@ -125,7 +125,7 @@ def test_model_and_cache(http: httpx.Client, server: LiveServer) -> None:
         ({"text": []}, "text"),
         ({"input_ids": [1, [2]]}, "input_ids"),
         ({"text": "a", "zz": 1}, "zz"),
-        ({"text": "a", "sampling_params": {"regex": "a"}}, "sampling_params.regex"),
+        ({"text": "a", "sampling_params": {"regex": "a", "ebnf": "b"}}, "sampling_params.ebnf"),
         ({"text": "a", "sampling_params": {"max_tokens": 1}}, "sampling_params.max_tokens"),
         ({"text": "a", "top_logprobs_num": 1}, "top_logprobs_num"),
         ({"text": "a", "lora_path": "x"}, "lora_path"),

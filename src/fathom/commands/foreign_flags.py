@@ -125,7 +125,6 @@ _ACCEPTED = (
     ),
     _accepted("--enable-priority-scheduling", "priorities are always honoured", 0),
     _accepted("--radix-eviction-policy", "pages least recently used go first", harmless=("lru",)),
-    _accepted("--max-logprobs", "the limit is 20", harmless=("20",)),
     _accepted("--stream-interval", "every step's tokens are sent at once", harmless=("1",)),
     _accepted("--speculative-eagle-topk", "drafts are a chain", harmless=("1",)),
     _accepted(

@@ -12,12 +12,16 @@ from typing import Any
 from fathom.core.structured import as_structured_outputs
 from fathom.errors import RequestError
 
-MAX_CHOICES = 128
-MAX_LOGPROBS = 20
-MAX_STOP_STRINGS = 16
+# What is right at all; a server allows less: `server/limits.py`.
+MAX_CHOICES = 1024
+MAX_LOGPROBS = 1000
+MAX_STOP_STRINGS = 256
 MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIASES = 1024
+MAX_ALLOWED_TOKEN_IDS = 2**18
+MAX_BAD_SEQUENCES = 512
+MAX_BAD_LENGTH = 64
 
 _INT64 = (-(2**63), 2**63 - 1)
 _MAX_COUNT = 2**31 - 1
@@ -64,8 +68,12 @@ def normalize(values: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(result[name], bool):
             raise _wrong(name, result[name], "true or false")
     result["stop"] = _stop_strings(result["stop"])
-    result["stop_token_ids"] = _stop_token_ids(result["stop_token_ids"])
+    result["stop_token_ids"] = _token_ids(
+        "stop_token_ids", result["stop_token_ids"], MAX_STOP_TOKEN_IDS
+    )
     result["logit_bias"] = _logit_bias(result["logit_bias"])
+    result["allowed_token_ids"] = _allowed_token_ids(result["allowed_token_ids"])
+    result["bad_token_ids"] = _bad_token_ids(result["bad_token_ids"])
     result["structured_outputs"] = as_structured_outputs(result["structured_outputs"])
     if result["structured_outputs"] is not None and result["ignore_eos"]:
         raise _wrong("ignore_eos", True, "false: an answer with a form ends where the form does")
@@ -125,11 +133,30 @@ def _stop_strings(value: object) -> tuple[str, ...]:
     return tuple(items)
 
 
-def _stop_token_ids(value: object) -> tuple[int, ...]:
-    items = _items("stop_token_ids", value, MAX_STOP_TOKEN_IDS)
+def _token_ids(name: str, value: object, most: int) -> tuple[int, ...]:
+    items = _items(name, value, most)
     for item in items:
-        _whole("stop_token_ids", item, 0, _MAX_COUNT)
+        _whole(name, item, 0, _MAX_COUNT)
     return tuple(items)
+
+
+def _allowed_token_ids(value: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    ids = _token_ids("allowed_token_ids", value, MAX_ALLOWED_TOKEN_IDS)
+    if not ids:
+        raise _wrong("allowed_token_ids", [], "at least one")
+    return ids
+
+
+def _bad_token_ids(value: object) -> tuple[tuple[int, ...], ...]:
+    name = "bad_token_ids"
+    sequences = [
+        _token_ids(name, item, MAX_BAD_LENGTH) for item in _items(name, value, MAX_BAD_SEQUENCES)
+    ]
+    if not all(sequences):
+        raise _wrong(name, [], "sequences of at least one token")
+    return tuple(sequences)
 
 
 def _logit_bias(value: object) -> dict[int, float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fathom.errors import RequestError
 
-MAX_GRAMMAR_CHARS = 512 * 1024
+MAX_GRAMMAR_CHARS = 4 * 1024 * 1024  # a server allows less: `server/limits.py`
 MAX_CHOICES = 4096
 # Fields that say the form: exactly one of them is given.
 FORMS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
@@ -75,6 +75,12 @@ class StructuredOutputs:
         """The request's field that holds the form."""
         given = (name for name in FORMS if getattr(self, name) not in (None, False))
         return self.field_path(next(given, "json"))
+
+    @property
+    def num_chars(self) -> int:
+        """The length of the form, as text."""
+        texts = (self.json, self.regex, *(self.choice or ()), self.grammar, self.structural_tag)
+        return sum(len(text) for text in texts if isinstance(text, str))
 
     def field_path(self, name: str) -> str:
         """The request's field that holds `name`."""

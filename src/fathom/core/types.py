@@ -11,7 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+from fathom.core.sampling_checks import MAX_BAD_LENGTH as MAX_BAD_LENGTH
+from fathom.core.sampling_checks import MAX_BAD_SEQUENCES as MAX_BAD_SEQUENCES
+from fathom.core.sampling_checks import MAX_CHOICES as MAX_CHOICES
+from fathom.core.sampling_checks import MAX_LOGPROBS as MAX_LOGPROBS
+from fathom.core.sampling_checks import MAX_STOP_STRINGS as MAX_STOP_STRINGS
 from fathom.core.sampling_checks import normalize
+from fathom.core.structured import MAX_GRAMMAR_CHARS as MAX_GRAMMAR_CHARS
 from fathom.core.structured import StructuredOutputs as StructuredOutputs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -46,6 +52,8 @@ class SamplingParams:
     `stop` strings are matched on text, by the layer that detokenizes; everything else here is the
     core's and the sampler's business. `logprobs` k gives the chosen token's and the top k;
     `prompt_logprobs` the same for prompt positions. `structured_outputs`: the form of the answer.
+    No tokens but `allowed_token_ids` come, and no sequence of `bad_token_ids` comes whole, except
+    where the form of the answer leaves nothing else.
 
     An instance is valid and in normal form: lists become tuples, one stop string a tuple of it,
     `top_k` -1 becomes 0.
@@ -71,6 +79,8 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_token_ids: tuple[tuple[int, ...], ...] = ()
     skip_special_tokens: bool = True
     reasoning_limit: ReasoningLimit | None = None
     structured_outputs: StructuredOutputs | None = None

@@ -5,6 +5,8 @@ What is wrong whatever the model, `SamplingParams` refuses itself; what cannot f
 
 from __future__ import annotations
 
+from itertools import chain
+
 from fathom.core.types import SamplingParams
 from fathom.text.tokenizer import Tokenizer
 
@@ -20,6 +22,8 @@ def check_request(
         "prompt": prompt_ids,
         "logit_bias": tuple(sampling.logit_bias),
         "stop_token_ids": sampling.stop_token_ids,
+        "allowed_token_ids": sampling.allowed_token_ids or (),
+        "bad_token_ids": tuple(chain(*sampling.bad_token_ids)),
     }
     for param, ids in ids_of.items():
         # Prompts are long, and this runs in the server's loop: look closer only where it is wrong.

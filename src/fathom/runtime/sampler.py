@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 from math import isfinite
 
@@ -157,21 +157,36 @@ def _all_biases(rows: Sequence[SampleRow], vocab_size: int, device: torch.device
 
 def _biases(row: SampleRow, vocab_size: int) -> list[tuple[int, float]]:
     """What to add to which logits. Ids that are no tokens can not come, and need nothing."""
-    forbidden = () if row.mask is not None else row.forbidden
+    has_mask = row.mask is not None or row.sampling.allowed_token_ids is not None
+    forbidden = () if has_mask else row.forbidden
     pairs = chain(((token_id, -np.inf) for token_id in forbidden), row.sampling.logit_bias.items())
     return [(token_id, bias) for token_id, bias in pairs if 0 <= token_id < vocab_size]
 
 
 def _allowed(row: SampleRow, vocab_size: int) -> npt.NDArray[np.uint8] | None:
-    """The packed mask of a row, forbidden ids taken out where others remain."""
-    if row.mask is None:
+    """The packed mask of a row; less what is not allowed, and less the forbidden ids, each where
+    something remains."""
+    ids = row.sampling.allowed_token_ids
+    if row.mask is None and ids is None:
         return None
-    mask = np.frombuffer(row.mask, dtype=np.uint8)
+    mask = _bits(ids or (), vocab_size)
+    if row.mask is not None:
+        of_form = np.frombuffer(row.mask, dtype=np.uint8)
+        both = mask[: len(of_form)] & of_form[: len(mask)]
+        mask = both if both.any() else of_form
     kept = mask.copy()
     for token_id in row.forbidden:
         if 0 <= token_id < min(vocab_size, len(kept) * 8):
             kept[token_id // 8] &= 0xFF ^ (1 << (token_id % 8))
     return kept if kept.any() else mask
+
+
+@lru_cache(64)
+def _bits(ids: tuple[int, ...], vocab_size: int) -> npt.NDArray[np.uint8]:
+    """A mask that allows `ids`."""
+    bits = np.zeros(-(-vocab_size // 8) * 8, dtype=np.uint8)
+    bits[[token_id for token_id in ids if token_id < vocab_size]] = 1
+    return np.packbits(bits, bitorder="little")
 
 
 def _masks(rows: Sequence[SampleRow], vocab_size: int, device: torch.device) -> torch.Tensor | None:

@@ -216,6 +216,7 @@ def _sample_rows(segment: Segment, vocab_size: int) -> Iterator[SampleRow]:
                 masks[i] = _only(limit.end_id, vocab_size)
     counts = segment.state.counts() if has_penalties(sampling) else None
     ends = (*admission.eos_token_ids, *sampling.stop_token_ids)
+    tail = _tail(segment) if sampling.bad_token_ids else []
     for i, mask in enumerate(masks):
         if counts is not None and i > 0:
             counts = counts.copy()
@@ -226,9 +227,27 @@ def _sample_rows(segment: Segment, vocab_size: int) -> Iterator[SampleRow]:
             seed=admission.seed,
             position=position,
             counts=counts,
-            forbidden=ends if position < sampling.min_tokens else (),
+            forbidden=(
+                *(ends if position < sampling.min_tokens else ()),
+                *_last_of_bad(sampling.bad_token_ids, [*tail, *entry.drafts[:i]]),
+            ),
             mask=mask,
         )
+
+
+def _tail(segment: Segment) -> list[int]:
+    """The last outputs, as many as a bad sequence could begin with."""
+    admission = segment.state.admission
+    longest = max(map(len, admission.sampling.bad_token_ids)) - 1
+    ids = segment.state.token_ids
+    return ids[max(admission.num_prompt, len(ids) - longest) :]
+
+
+def _last_of_bad(sequences: tuple[tuple[int, ...], ...], outputs: Sequence[int]) -> Iterator[int]:
+    """The tokens that would make a bad sequence whole."""
+    for *begin, last in sequences:
+        if not begin or list(outputs[-len(begin) :]) == begin:
+            yield last
 
 
 def _only(token_id: int, vocab_size: int) -> bytes:

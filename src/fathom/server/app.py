@@ -28,7 +28,7 @@ class Application:
         self.state = state
         open_paths = [route.path for route in ROUTES if route.is_open]
         self._forms = {route.path: route.form for route in ROUTES}
-        self._guard = Guard(state.config.api_key, open_paths)
+        self._guard = Guard(state.config.api_key, open_paths, state.config)
         self._router = Router(
             [
                 Route(route.path, _Endpoint(route.handler, state), methods=[route.method])

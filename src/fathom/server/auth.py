@@ -8,11 +8,10 @@ import secrets
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from fathom.errors import AuthenticationError, ForbiddenError, HeadersTooLargeError
+from fathom.errors import AuthenticationError, ForbiddenError
 from fathom.server.exchange import Exchange
+from fathom.server.limits import RequestLimits
 
-MAX_HEADERS = 100
-MAX_HEADER_BYTES = 32 * 1024
 _LOOPBACK = re.compile(r"(localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[::1\])(:\d{1,5})?")
 
 
@@ -20,22 +19,23 @@ class Guard:
     """Checks each request before it is routed. All paths but `open_paths` need a key, where
     there are keys; without keys every path needs a loopback Host and no foreign Origin."""
 
-    def __init__(self, keys: Iterable[str], open_paths: Iterable[str]) -> None:
+    def __init__(
+        self,
+        keys: Iterable[str],
+        open_paths: Iterable[str],
+        limits: RequestLimits,
+    ) -> None:
         # Hashes have one length and any header can be hashed, so comparing takes equally long
         # for every wrong key and fails for none.
         self._digests = tuple(_digest(key) for key in keys)
         self._open_paths = frozenset(open_paths)
+        self._limits = limits
 
     def check(self, exchange: Exchange) -> None:
         """Raises: AuthenticationError, ForbiddenError or HeadersTooLargeError."""
         headers = exchange.scope["headers"]
         size = sum(len(name) + len(value) for name, value in headers)
-        if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
-            raise HeadersTooLargeError(
-                "the headers are too large",
-                found=f"{len(headers)} headers, {size} bytes",
-                wanted=f"at most {MAX_HEADERS} headers, {MAX_HEADER_BYTES} bytes",
-            )
+        self._limits.check_headers(len(headers), size)
         if not self._digests:
             self._check_local(exchange)
         elif exchange.scope["path"] not in self._open_paths:

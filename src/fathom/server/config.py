@@ -8,12 +8,13 @@ from functools import partial
 
 from fathom.config import check_setting, setting
 from fathom.errors import ConfigError
+from fathom.server.limits import RequestLimits
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
+class ServerConfig(RequestLimits):
     """Settings of the server, as asked."""
 
     host: str = field(
@@ -100,6 +101,7 @@ class ServerConfig:
     )
 
     def __post_init__(self) -> None:
+        RequestLimits.__post_init__(self)
         _check("port", 0 <= self.port <= 65535, self.port, "0 to 65535")
         _check("max_body_bytes", self.max_body_bytes >= 1024, self.max_body_bytes, "1024 or more")
         _check(

@@ -8,23 +8,23 @@ from typing import Any
 from fathom.core.types import ReasoningLimit, SamplingParams
 from fathom.engine.requests import GenerateRequest
 from fathom.errors import ContextLengthError, RequestError
+from fathom.server.forms import ToolChoice
+from fathom.server.limits import RequestLimits
 from fathom.server.state import ServedModel
 from fathom.server.thinking import Thinking, echo
-from fathom.text.chat import encode_chat
+from fathom.text.chat import ChatTemplate, encode_chat
 from fathom.text.grammar.asked import ToolRules
 from fathom.text.markers import END_THINK, THINK
 from fathom.text.tokenizer import Tokenizer
-
-MAX_PROMPTS = 256
-# Each choice of each prompt is a sequence of its own.
-MAX_SEQUENCES = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
     """A conversation. `messages` and `tools` in OpenAI's form, checked by `text.messages`;
-    `sampling.max_tokens` None means up to the context. `tool_rules`: calls that are enforced."""
+    `sampling.max_tokens` None means up to the context. `tool_choice`: what calls are wanted.
+    `num_kept`: how many tokens of the prompt, its last ones, the model gets; `last_ids`."""
 
+    limits: RequestLimits
     id: str
     messages: list[dict[str, Any]]
     sampling: SamplingParams
@@ -34,7 +34,8 @@ class Chat:
     continue_final_message: bool = False
     cache_salt: str = ""
     priority: int = 0
-    tool_rules: ToolRules | None = None
+    num_kept: int | None = None
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
 
     def prompt_ids(self, model: ServedModel) -> tuple[int, ...]:
         """The prompt as tokens. Raises: RequestError naming the field at fault."""
@@ -50,6 +51,7 @@ class Chat:
 
     def request(self, model: ServedModel) -> GenerateRequest:
         """From text to tokens. Raises: RequestError naming the field at fault."""
+        self.limits.check("max_tools", "tools", len(self.tools or ()))
         prompt_ids = self.prompt_ids(model)
         format = model.template.output_format(
             model.tokenizer, prompt_ids, reads_tools=self.tools is not None
@@ -58,6 +60,7 @@ class Chat:
         if self.thinking.budget is not None and format.splits_reasoning:
             limit = _limit(self.thinking.budget, model.tokenizer, format.starts_inside)
             sampling = replace(sampling, reasoning_limit=limit)
+        prompt_ids = last_ids(prompt_ids, self.num_kept, sampling, model.plan.max_model_len)
         return GenerateRequest(
             id=self.id,
             prompt_ids=prompt_ids,
@@ -65,8 +68,14 @@ class Chat:
             format=format,
             cache_salt=self.cache_salt,
             priority=self.priority,
-            tools=self.tool_rules,
+            tools=self._tool_rules(model.template),
         )
+
+    def _tool_rules(self, template: ChatTemplate) -> ToolRules | None:
+        rules = self.tool_choice.rules(self.tools, template)
+        for rule in rules.tools if rules else ():
+            self.limits.check("max_schema_chars", rule.param, len(rule.schema or ""))
+        return rules
 
     def thinking_echo(self, model: ServedModel) -> dict[str, Any]:
         """Whether the model thinks, as it was understood."""
@@ -114,29 +123,23 @@ def fit_context(
     return replace(params, max_tokens=min(asked, room))
 
 
-def sampling_of(defaults: SamplingParams, **fields: Any) -> SamplingParams:
-    """The checkpoint's `defaults` for how to choose tokens, and what a request gave: not None.
+def last_ids(
+    ids: tuple[int, ...], num_kept: int | None, params: SamplingParams, max_model_len: int
+) -> tuple[int, ...]:
+    """vLLM's `truncate_prompt_tokens`: the last `num_kept` tokens; all for None; for -1, as many
+    as leave room in the context for `max_tokens`, or for one.
 
-    Raises: RequestError that names the field.
+    Raises: RequestError.
     """
-    given = {name: value for name, value in fields.items() if value is not None}
-    return replace(defaults, **{"max_tokens": None, **given})
-
-
-def check_sequences(num_prompts: int, num_choices: int) -> None:
-    """Raises: RequestError where a request has too many prompts, or sequences."""
-    if num_prompts > MAX_PROMPTS:
+    if num_kept is None:
+        return ids
+    if num_kept == -1:
+        num_kept = max(max_model_len - (params.max_tokens or 1), 1)
+    if num_kept < 1:
         raise RequestError(
-            "there are too many prompts",
-            param="prompt",
-            found=str(num_prompts),
-            wanted=f"at most {MAX_PROMPTS}",
-            fix="send several requests",
+            "truncate_prompt_tokens is not valid",
+            param="truncate_prompt_tokens",
+            found=str(num_kept),
+            wanted="1 or more, or -1 for what fits",
         )
-    if num_prompts * num_choices > MAX_SEQUENCES:
-        raise RequestError(
-            "the request has too many sequences",
-            param="n",
-            found=f"{num_prompts} prompts, {num_choices} choices each",
-            wanted=f"at most {MAX_SEQUENCES} together",
-        )
+    return ids[-num_kept:]

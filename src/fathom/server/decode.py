@@ -36,13 +36,12 @@ class Refusals:
     """What a dialect knows but does not honour. Paths are without indices.
 
     `top`: fields of the body; `inner`: path -> fields of the objects there; `values`: path ->
-    values of an honoured field; `objects`: paths whose honoured values are words, not objects.
+    values of an honoured field.
     """
 
     top: Mapping[str, Refused] = field(default_factory=dict)
     inner: Mapping[str, Mapping[str, Refused]] = field(default_factory=dict)
     values: Mapping[str, Mapping[object, Refused]] = field(default_factory=dict)
-    objects: Mapping[str, Refused] = field(default_factory=dict)
 
 
 NOTHING_REFUSED = Refusals()
@@ -160,19 +159,15 @@ class _Check:
         return re.sub(r"\[\d+\]", "", where[len(self.root) :]).removeprefix(".")
 
     def _value(self, where: str, value: object) -> None:
-        plain = self._path(where)
-        entry = None
-        if isinstance(value, str | bool):
-            entry = self.refusals.values.get(plain, {}).get(value)
-        elif isinstance(value, dict):
-            entry = self.refusals.objects.get(plain)
+        if not isinstance(value, str | bool):
+            return
+        entry = self.refusals.values.get(self._path(where), {}).get(value)
         if entry is not None:
-            found = value if isinstance(value, str) else ""
             raise RequestError(
                 f"{where}: {entry.why}",
                 param=where,
                 code="unsupported_value",
-                found=str(found),
+                found=str(value),
                 fix=entry.fix,
             )
 

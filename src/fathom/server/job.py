@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from fathom.core.types import SamplingParams
 from fathom.engine.requests import GenerateRequest
+from fathom.errors import RequestError
 from fathom.server.answer import Choice, Tally
+from fathom.server.config import ServerConfig
 from fathom.server.decode import NOTHING_REFUSED, Refusals, decode, read
 from fathom.server.exchange import Exchange
 from fathom.server.generation import News, first_or_late, run
+from fathom.server.limits import renamed
 from fathom.server.state import ServedModel, ServerState
 from fathom.text.delta import Delta
 
@@ -28,16 +32,33 @@ class Ask:
 
     body: bytes
     model: ServedModel
-    is_lenient: bool = False
+    config: ServerConfig = field(default_factory=ServerConfig)
     warnings: list[str] = field(default_factory=list)
 
     def read(self, kind: type[StructT], refusals: Refusals = NOTHING_REFUSED) -> StructT:
         """The body as a `kind`. Raises: RequestError that names the field at fault."""
-        return decode(self.body, kind, refusals, self.warnings if self.is_lenient else None)
+        return decode(self.body, kind, refusals, self._told)
 
     def part(self, raw: object, kind: type[StructT], refusals: Refusals, where: str) -> StructT:
         """What stands at `where` in the body, as a `kind`. Raises: RequestError."""
-        return read(raw, kind, refusals, self.warnings if self.is_lenient else None, where)
+        return read(raw, kind, refusals, self._told, where)
+
+    def sampling(self, names: Mapping[str, str], **fields: Any) -> SamplingParams:
+        """The checkpoint's defaults for how to choose tokens, and what the request gave: not None.
+
+        `names`: what the dialect calls fields. Raises: RequestError that names the field.
+        """
+        given = {name: value for name, value in fields.items() if value is not None}
+        try:
+            params = replace(self.model.defaults, **{"max_tokens": None, **given})
+            self.config.check_sampling(params)
+        except RequestError as error:
+            raise renamed(error, names) from None
+        return params
+
+    @property
+    def _told(self) -> list[str] | None:
+        return self.warnings if self.config.lenient else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +114,7 @@ async def answer(
 
     async def work() -> None:
         engine, model = state.require()
-        ask = Ask(body, model, state.config.lenient)
+        ask = Ask(body, model, state.config)
         job = await state.off_loop(lambda: prepare(ask), len(body))
         async with run(state, engine, _of_tenant(job.generates, exchange.tenant)) as news:
             if job.is_stream:

@@ -9,9 +9,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fathom.errors import HeadersTooLargeError, RequestError
 from fathom.server.envelope import envelope
+from fathom.server.limits import MAX_HEAD_BYTES
 
-# Of one request's head. `auth.Guard` then checks what was parsed more closely.
-MAX_HEAD_BYTES = 256 * 1024
 HEAD_TIMEOUT_S = 30.0
 
 

@@ -14,19 +14,23 @@ from fathom.server.answer import first_call_only
 from fathom.server.anthropic.refused import OF_MESSAGES
 from fathom.server.anthropic.schema import CountRequest, MessagesRequest
 from fathom.server.anthropic.translate import (
+    form_of,
     has_billing_line,
     messages_of,
     tell_of_unheeded,
     thinking_of,
+    tool_choice_of,
     tools_of,
 )
 from fathom.server.anthropic.wire import content, event, usage
-from fathom.server.conversation import Chat, sampling_of
+from fathom.server.conversation import Chat
 from fathom.server.exchange import Exchange
 from fathom.server.generation import News
 from fathom.server.job import Ask, Events, Job, answer, collect
 from fathom.server.state import ServerState
 from fathom.text.delta import Delta, ToolCallDelta
+
+_NAMES = {"stop": "stop_sequences"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +95,7 @@ async def count_tokens(state: ServerState, exchange: Exchange) -> None:
     """How many tokens a conversation is."""
     body = await exchange.read_json_body(state.config.max_body_bytes)
     _, model = state.require()
-    ask = Ask(body, model, state.config.lenient)
+    ask = Ask(body, model, state.config)
 
     def work() -> dict[str, Any]:
         chat = _chat(ask, ask.read(CountRequest, OF_MESSAGES))
@@ -103,15 +107,18 @@ async def count_tokens(state: ServerState, exchange: Exchange) -> None:
 
 def _chat(ask: Ask, request: CountRequest, **sampling: Any) -> Chat:
     ask.model.check_name(request.model)
+    ask.config.check("max_messages", "messages", len(request.messages))
     tell_of_unheeded(ask, request)
     return Chat(
+        limits=ask.config,
         id=f"msg_{uuid4().hex}",
         messages=messages_of(ask, request),
         tools=tools_of(request),
+        tool_choice=tool_choice_of(request),
         thinking=thinking_of(request, ask.model.template),
         # An answer that has begun is gone on with.
         continue_final_message=bool(request.messages) and request.messages[-1].role == "assistant",
-        sampling=sampling_of(ask.model.defaults, **sampling),
+        sampling=ask.sampling(_NAMES, structured_outputs=form_of(request), **sampling),
     )
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from fathom.server.decode import Refusals, Refused
 
-# The one place for what structured output will change in this dialect.
-_NO_GRAMMAR = Refused("structured output is not implemented in this dialect yet")
-_NO_FORCED = Refused("forcing a tool call is not implemented in this dialect yet", fix="use auto")
 _NO_CODE = Refused("nothing is run on the server")
 
 OF_MESSAGES = Refusals(
@@ -16,22 +13,16 @@ OF_MESSAGES = Refusals(
         "service_tier": Refused("there is one tier", ("auto", "standard_only")),
         "speed": Refused("there is one speed", ("standard",)),
         "inference_geo": Refused("the server stands where it stands"),
-        "output_format": _NO_GRAMMAR,
         "diagnostics": Refused("the cache's misses are not explained"),
         "user_profile_id": Refused("there are no profiles"),
     },
     inner={
-        "output_config": {"format": _NO_GRAMMAR},
+        "output_config": {"task_budget": Refused("answers are not planned by a budget")},
         "tools": {
             "input_examples": Refused("the templates show no examples", ([],)),
             "defer_loading": Refused("every tool is shown", (False,)),
             "allowed_callers": Refused(_NO_CODE.why, (["direct"], [])),
         },
-        "tool_choice": {"name": _NO_FORCED},
-    },
-    values={
-        "tool_choice.type": {"any": _NO_FORCED, "tool": _NO_FORCED},
-        "tools.strict": {True: _NO_GRAMMAR},
     },
 )
 

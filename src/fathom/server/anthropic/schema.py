@@ -71,15 +71,16 @@ class Tool(Struct, frozen=True):
     input_schema: dict[str, Any]
     description: str | None = None
     type: Literal["custom"] | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
     eager_input_streaming: bool | None = None
     cache_control: CacheControl | None = None
 
 
 class ToolChoice(Struct, frozen=True):
-    """Whether tools may be called, and how many at once."""
+    """Whether tools may or must be called, which, and how many at once."""
 
-    type: Literal["auto", "none"]
+    type: Literal["auto", "none", "any", "tool"]
+    name: str | None = None
     disable_parallel_tool_use: bool = False
 
 
@@ -91,9 +92,17 @@ class Thinking(Struct, frozen=True):
     display: Literal["summarized", "omitted"] | None = None
 
 
+class Format(Struct, frozen=True):
+    """`output_config.format`."""
+
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
 class OutputConfig(Struct, frozen=True):
     """`effort`: the models have no degrees, and the answer says so."""
 
+    format: Format | None = None
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
 
@@ -113,6 +122,7 @@ class CountRequest(Struct, frozen=True, kw_only=True):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: Format | None = None
     cache_control: CacheControl | None = None
     context_management: dict[str, Any] | None = None
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from fathom.core.types import StructuredOutputs
 from fathom.errors import RequestError
 from fathom.server.anthropic.refused import OF_BLOCKS
 from fathom.server.anthropic.schema import (
@@ -17,6 +18,7 @@ from fathom.server.anthropic.schema import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from fathom.server.forms import ToolChoice, if_given, one_form
 from fathom.server.job import Ask
 from fathom.server.thinking import Thinking
 from fathom.text.chat import ChatTemplate
@@ -25,6 +27,7 @@ from fathom.text.chat import ChatTemplate
 # It is for who bills, not for the model, and no two requests would share a prefix behind it.
 BILLING_LINE = "x-anthropic-billing-header:"
 _BETWEEN = "\n\n"
+_SCHEMA_FIELD = "tools[{}].input_schema"
 
 KINDS: dict[str, dict[str, type[Struct]]] = {
     "system": {"text": TextBlock},
@@ -81,10 +84,44 @@ def tools_of(request: CountRequest) -> list[dict[str, Any]] | None:
                 "name": tool.name,
                 "description": tool.description,
                 "parameters": tool.input_schema,
+                "strict": tool.strict,
             },
         }
         for tool in request.tools
     ]
+
+
+def tool_choice_of(request: CountRequest) -> ToolChoice:
+    """Which calls are wanted. Raises: RequestError where the name of one is missing, or said in
+    vain."""
+    choice = request.tool_choice
+    if choice is None:
+        return ToolChoice(schema_field=_SCHEMA_FIELD)
+    if (choice.name is None) == (choice.type == "tool"):
+        raise RequestError(
+            "tool_choice is not valid",
+            param="tool_choice.name",
+            found=f"type {choice.type}",
+            wanted="a name with type tool, and with no other",
+        )
+    return ToolChoice(
+        must_call=choice.type in ("any", "tool"),
+        named=choice.name,
+        is_single=choice.disable_parallel_tool_use,
+        schema_field=_SCHEMA_FIELD,
+    )
+
+
+def form_of(request: CountRequest) -> StructuredOutputs | None:
+    """The form of the answer, under its name or the older one. Raises: RequestError."""
+    new = request.output_config.format if request.output_config else None
+    old = request.output_format
+    return one_form(
+        {
+            "output_config.format.schema": if_given("json", new and new.schema),
+            "output_format.schema": if_given("json", old and old.schema),
+        }
+    )
 
 
 def thinking_of(request: CountRequest, template: ChatTemplate) -> Thinking:

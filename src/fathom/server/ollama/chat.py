@@ -14,20 +14,35 @@ from fathom.core.types import SamplingParams
 from fathom.engine.requests import GenerateRequest as Generate
 from fathom.errors import RequestError
 from fathom.server.answer import Choice, Tally
-from fathom.server.conversation import Chat, fit_context, sampling_of
+from fathom.server.conversation import Chat, fit_context
 from fathom.server.exchange import Exchange
+from fathom.server.forms import one_form
 from fathom.server.generation import News
 from fathom.server.job import Ask, Events, Job, answer, collect
-from fathom.server.ollama.schema import REFUSALS, ChatRequest, Common, GenerateRequest, Message
+from fathom.server.ollama.schema import (
+    REFUSALS,
+    ChatRequest,
+    Common,
+    GenerateRequest,
+    Message,
+    Options,
+)
 from fathom.server.ollama.wire import now, served_name, tool_call
 from fathom.server.openai.responses import chat_logprobs
-from fathom.server.state import ServedModel, ServerState
+from fathom.server.state import ServerState
 from fathom.server.thinking import Thinking
 from fathom.text.delta import Delta
 from fathom.text.prompt import encode_infill, encode_prompt
 
 # None: nothing was asked, which is how clients have a model loaded.
 _REASONS = {"length": "length", None: "load"}
+
+_NAMES = {
+    **{name: f"options.{name}" for name in Options.__struct_fields__},
+    "max_tokens": "options.num_predict",
+    "repetition_penalty": "options.repeat_penalty",
+    "logprobs": "top_logprobs",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +105,7 @@ def _prepare_chat(ask: Ask) -> _Job:
     request = ask.read(ChatRequest, REFUSALS)
     if not request.messages:
         return _job(ask, request, (), None)
+    ask.config.check("max_messages", "messages", len(request.messages))
     return _chat(ask, request, [_message(one) for one in request.messages], request.tools)
 
 
@@ -108,7 +124,7 @@ def _prepare_generate(ask: Ask) -> _Job:
             raise RequestError(
                 f"{name} does not go with raw or suffix, which know no template", param=name
             )
-    params = _sampling(request, model)
+    params = _sampling(ask, request)
     if request.suffix:
         ids = encode_infill(model.tokenizer, request.prompt, request.suffix)
     else:
@@ -119,11 +135,12 @@ def _prepare_generate(ask: Ask) -> _Job:
 
 def _chat(ask: Ask, request: Common, messages: list[dict[str, Any]], tools: Any) -> _Job:
     asked = Chat(
+        limits=ask.config,
         id=_id(),
         messages=messages,
         tools=tools or None,
         thinking=Thinking(None if request.think is None else bool(request.think)),
-        sampling=_sampling(request, ask.model),
+        sampling=_sampling(ask, request),
         continue_final_message=bool(messages) and messages[-1]["role"] == "assistant",
     )
     thinks = asked.thinking_echo(ask.model)["type"] == "enabled"
@@ -168,10 +185,10 @@ def _message(message: Message) -> dict[str, Any]:
     return told
 
 
-def _sampling(request: Common, model: ServedModel) -> SamplingParams:
+def _sampling(ask: Ask, request: Common) -> SamplingParams:
     """Raises: RequestError that names the option."""
     options = to_builtins(request.options) if request.options else {}
-    needed, most = options.pop("num_ctx", None), model.plan.max_model_len
+    needed, most = options.pop("num_ctx", None), ask.model.plan.max_model_len
     if needed is not None and needed > most:
         raise RequestError(
             "options.num_ctx is more than there is",
@@ -183,13 +200,20 @@ def _sampling(request: Common, model: ServedModel) -> SamplingParams:
     limit = options.pop("num_predict", None)
     if request.top_logprobs and not request.logprobs:
         raise RequestError("top_logprobs needs logprobs", param="top_logprobs")
-    return sampling_of(
-        model.defaults,
+    return ask.sampling(
+        _NAMES,
+        structured_outputs=one_form({"format": _form(request.format)}),
         repetition_penalty=options.pop("repeat_penalty", None),
         max_tokens=None if limit in (-1, -2) else limit,  # -1, -2: as many as fit
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         **options,
     )
+
+
+def _form(asked: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    if not asked and not isinstance(asked, dict):
+        return None
+    return {"json_object": True} if asked == "json" else {"json": asked}
 
 
 async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]) -> None:

@@ -60,6 +60,7 @@ class Common(Struct, frozen=True, kw_only=True):
     model: str
     stream: bool = True
     think: Think | None = None
+    format: Literal["", "json"] | dict[str, Any] | None = None
     options: Options | None = None
     keep_alive: float | str | None = None
     logprobs: bool = False
@@ -89,8 +90,6 @@ class ShowRequest(Struct, frozen=True):
     verbose: bool = False
 
 
-# The one place for what structured output will change in this dialect.
-_NO_GRAMMAR = Refused("structured output is not implemented in this dialect yet", ("",))
 _NO_MEDIA = Refused("the models read text only", ([],))
 _AT_START = (
     *("numa", "num_batch", "num_gpu", "main_gpu", "low_vram", "f16_kv", "logits_all"),
@@ -99,7 +98,6 @@ _AT_START = (
 
 REFUSALS = Refusals(
     top={
-        "format": _NO_GRAMMAR,
         "images": _NO_MEDIA,
         "template": Refused("a template is code, and none is taken from a request", ("",)),
         "context": Refused("conversations are sent as messages", ([],), "use /api/chat"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from msgspec import UNSET, json, to_builtins
@@ -29,17 +29,21 @@ from fathom.server.openai.responses import (
 from fathom.server.openai.sampling import sampling_params
 from fathom.server.openai.schema import ChatRequest, given
 from fathom.server.openai.schema import Thinking as ThinkingField
-from fathom.server.openai.structured import check_tool_choice, tool_rules
+from fathom.server.openai.structured import tool_choice
 from fathom.server.state import ServerState
 from fathom.server.thinking import Thinking, one_meaning
 from fathom.text.chat import asked_thinking
 from fathom.text.delta import Delta
+from fathom.text.messages import parse_messages
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Job(OpenAIJob[ChatRequest]):
-    """A conversation."""
+    """A conversation. `echo` goes before each answer."""
 
     kind, chunk_kind = "chat.completion", "chat.completion.chunk"
+
+    echo: str = ""
 
 
 async def chat_completions(state: ServerState, exchange: Exchange) -> None:
@@ -51,11 +55,13 @@ def _prepare(ask: Ask) -> _Job:
     """From bytes to tokens. Raises: RequestError."""
     request, model = ask.read(ChatRequest, OF_CHAT), ask.model
     model.check_name(request.model)
-    params = sampling_params(request, model.defaults)
+    ask.config.check("max_messages", "messages", len(request.messages))
+    params = sampling_params(ask, request)
     # The model may call what it is shown, so with "none" it is shown nothing.
     tools = None if request.tool_choice == "none" else request.tools or None
-    check_tool_choice(request)
+    ask.config.check_sequences(1, request.n)
     chat = Chat(
+        limits=ask.config,
         id=f"chatcmpl-{request.request_id or uuid4().hex}",
         messages=request.messages,
         tools=to_builtins(tools),
@@ -65,7 +71,8 @@ def _prepare(ask: Ask) -> _Job:
         continue_final_message=request.continue_final_message,
         cache_salt=request.cache_salt or "",
         priority=request.priority,
-        tool_rules=tool_rules(request, model.template),
+        num_kept=request.truncate_prompt_tokens,
+        tool_choice=tool_choice(request),
     )
     return _Job(
         request=request,
@@ -76,7 +83,14 @@ def _prepare(ask: Ask) -> _Job:
         is_stream=request.stream,
         warnings=tuple(ask.warnings),
         thinking=chat.thinking_echo(model),
+        echo=_echo(request),
     )
+
+
+def _echo(request: ChatRequest) -> str:
+    """The last message, where the answer is to be read as its end."""
+    last = parse_messages(request.messages)[-1] if request.echo else None
+    return last.content if last is not None and last.role == "assistant" else ""
 
 
 def _thinking(request: ChatRequest) -> Thinking:
@@ -110,7 +124,7 @@ async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]
     scores = choices[0].prompt_logprobs
     response = job.response(
         job.kind,
-        [_choice(index, choice, request) for index, choice in enumerate(choices)],
+        [_choice(index, choice, job) for index, choice in enumerate(choices)],
         usage=usage(tally.counts()),
         prompt_logprobs=UNSET if request.prompt_logprobs is None else prompt_logprob_rows(scores),
         prompt_token_ids=job.generates[0].prompt_ids if request.return_token_ids else UNSET,
@@ -119,11 +133,12 @@ async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]
     await exchange.respond(200, json.encode(response))
 
 
-def _choice(index: int, choice: Choice, request: ChatRequest) -> ChatChoice:
+def _choice(index: int, choice: Choice, job: _Job) -> ChatChoice:
+    request, text = job.request, job.echo + choice.text
     calls = [tool_call(call) for call in choice.tool_calls]
     message = MessageOut(
         role="assistant",
-        content=choice.text if choice.text or not calls else None,
+        content=text if text or not calls else None,
         reasoning_content=choice.reasoning or UNSET,
         reasoning=choice.reasoning or UNSET,
         tool_calls=calls or UNSET,
@@ -141,9 +156,11 @@ def _choice(index: int, choice: Choice, request: ChatRequest) -> ChatChoice:
 
 
 def _wanted(delta: Delta, request: ChatRequest) -> Delta:
-    if request.parallel_tool_calls or not delta.tool_calls:
-        return delta
-    return replace(delta, tool_calls=first_call_only(delta.tool_calls))
+    if delta.tool_calls and not request.parallel_tool_calls:
+        delta = replace(delta, tool_calls=first_call_only(delta.tool_calls))
+    if delta.reasoning and not request.include_reasoning:
+        delta = replace(delta, reasoning="")
+    return delta
 
 
 class _Chunks(Chunks[_Job]):
@@ -151,7 +168,7 @@ class _Chunks(Chunks[_Job]):
 
     def opening(self, first: Delta | None) -> bytes:
         """A chunk for each choice that says whose message it is."""
-        start = MessageOut(role="assistant", content="")
+        start = MessageOut(role="assistant", content=self._job.echo)
         request, (generate,) = self._job.request, self._job.generates
         ids = generate.prompt_ids if request.return_token_ids else UNSET
         return b"".join(

@@ -12,7 +12,7 @@ from msgspec import UNSET, json
 from fathom.engine.requests import GenerateRequest
 from fathom.errors import RequestError
 from fathom.server.answer import Choice
-from fathom.server.conversation import check_sequences, fit_context
+from fathom.server.conversation import fit_context, last_ids
 from fathom.server.exchange import Exchange
 from fathom.server.generation import News
 from fathom.server.job import Ask, answer
@@ -63,18 +63,19 @@ def _prepare(ask: Ask) -> _Job:
     """From bytes to tokens. Raises: RequestError."""
     request, model = ask.read(CompletionRequest, OF_COMPLETION), ask.model
     model.check_name(request.model)
-    params = sampling_params(request, model.defaults)
+    params = sampling_params(ask, request)
     prompts = _prompts(request.prompt)
-    check_sequences(len(prompts), request.n)
+    ask.config.check_sequences(len(prompts), request.n)
     name = f"cmpl-{request.request_id or uuid4().hex}"
     generates = []
     for number, prompt in enumerate(prompts):
-        ids = _ids(request, prompt, model.tokenizer)
+        room, kept = model.plan.max_model_len, request.truncate_prompt_tokens
+        ids = last_ids(_ids(request, prompt, model.tokenizer), kept, params, room)
         generates.append(
             GenerateRequest(
                 id=f"{name}-{number}",
                 prompt_ids=ids,
-                sampling=fit_context(params, len(ids), model.plan.max_model_len),
+                sampling=fit_context(params, len(ids), room),
                 cache_salt=request.cache_salt or "",
                 priority=request.priority,
             )
@@ -115,6 +116,12 @@ def _ids(
     request: CompletionRequest, prompt: str | list[int], tokenizer: Tokenizer
 ) -> tuple[int, ...]:
     bos = request.add_special_tokens
+    if request.truncate_prompt_tokens is not None and (request.suffix or request.echo):
+        raise RequestError(
+            "truncate_prompt_tokens does not go with suffix or echo",
+            param="truncate_prompt_tokens",
+            code="unsupported_value",
+        )
     if not request.suffix:
         return encode_prompt(tokenizer, prompt, add_special_tokens=bos)
     if request.echo:

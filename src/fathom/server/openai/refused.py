@@ -33,13 +33,10 @@ _COMMON: dict[str, Refused] = {
     "spaces_between_special_tokens": Refused(
         "tokens are joined as the tokenizer joins them", (True,)
     ),
-    "bad_words": Refused("banning words is not implemented yet", ([],), "use logit_bias"),
-    "allowed_token_ids": Refused("a list of allowed tokens is not implemented yet", ([],)),
     "logprob_token_ids": Refused("logprobs of chosen tokens are not implemented yet", ([],)),
     "return_prompt_text": Refused("the prompt is not sent back", (False,), "use return_token_ids"),
     "stream_interval": Refused("every step's tokens are sent at once", (1,)),
     "repetition_detection": Refused("stopping at loops is not implemented yet"),
-    "truncate_prompt_tokens": Refused("a prompt is never cut", fix="shorten it before it is sent"),
     "extra_key": Refused("vLLM's name is used here", fix="use cache_salt"),
     "rid": Refused("vLLM's name is used here", fix="use request_id"),
     "session_id": Refused("sessions are not implemented yet"),
@@ -77,7 +74,6 @@ CHAT: Mapping[str, Refused] = MappingProxyType(
         "documents": Refused(
             "the templates know no documents", ([],), "put their text in a message"
         ),
-        "echo": Refused("it belongs to /v1/completions", (False,)),
         "prompt": Refused("it belongs to /v1/completions", fix="use messages"),
         "suffix": Refused("it belongs to /v1/completions", ("",)),
         "add_special_tokens": Refused("the template places them", (False,)),
@@ -90,7 +86,6 @@ CHAT: Mapping[str, Refused] = MappingProxyType(
         "prediction": Refused("predicted output is not implemented yet"),
         "web_search_options": Refused("the server reaches no network"),
         "verbosity": Refused("the models have no such setting", ("medium",)),
-        "include_reasoning": Refused(_ALWAYS_SPLIT, (True,)),
         "separate_reasoning": Refused(_ALWAYS_SPLIT, (True,)),
         "stream_reasoning": Refused("reasoning streams as it comes", (True,)),
         "reasoning": Refused("it belongs to /v1/responses", fix="use reasoning_effort"),
@@ -116,9 +111,6 @@ VALUES: Mapping[str, Mapping[object, Refused]] = MappingProxyType(
     }
 )
 
-# Objects that are known under a field whose honoured values are words.
-OBJECTS: Mapping[str, Refused] = MappingProxyType({})
-
 # Fields of inner objects, by path without indices.
 INNER: Mapping[str, Mapping[str, Refused]] = MappingProxyType(
     {
@@ -139,5 +131,5 @@ INNER: Mapping[str, Mapping[str, Refused]] = MappingProxyType(
     }
 )
 
-OF_CHAT = Refusals(CHAT, INNER, VALUES, OBJECTS)
-OF_COMPLETION = Refusals(COMPLETION, INNER, VALUES, OBJECTS)
+OF_CHAT = Refusals(CHAT, INNER, VALUES)
+OF_COMPLETION = Refusals(COMPLETION, INNER, VALUES)

@@ -4,40 +4,42 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from fathom.core.types import SamplingParams
+from fathom.core.types import MAX_BAD_LENGTH, MAX_BAD_SEQUENCES, SamplingParams
 from fathom.errors import RequestError
+from fathom.server.job import Ask
 from fathom.server.openai.schema import ChatRequest, CompletionRequest, Sampling
 from fathom.server.openai.structured import form_of
+from fathom.text.tokenizer import Tokenizer
 
 MAX_NAME_CHARS = 256
 _MAX_PRIORITY = 2**31 - 1
 _MAX_TOKEN_ID_DIGITS = 10
+_CHAT_NAMES = {"logprobs": "top_logprobs"}
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 
 T = TypeVar("T")
 
 
-def sampling_params(
-    request: ChatRequest | CompletionRequest, defaults: SamplingParams
-) -> SamplingParams:
-    """The request's sampling, validated; `defaults` are the checkpoint's, for how to choose
-    tokens. `max_tokens` None means up to the context.
+def sampling_params(ask: Ask, request: ChatRequest | CompletionRequest) -> SamplingParams:
+    """The request's sampling, validated; the checkpoint says how tokens are chosen otherwise.
+    `max_tokens` None means up to the context.
 
     Raises: RequestError that names the field.
     """
     _check_common(request)
-    return SamplingParams(
+    return ask.sampling(
+        {} if isinstance(request, CompletionRequest) else _CHAT_NAMES,
         n=request.n,
-        temperature=_or(request.temperature, defaults.temperature),
-        top_p=_or(request.top_p, defaults.top_p),
-        top_k=_or(request.top_k, defaults.top_k),
-        min_p=_or(request.min_p, defaults.min_p),
-        presence_penalty=_or(request.presence_penalty, 0.0),
-        frequency_penalty=_or(request.frequency_penalty, 0.0),
-        repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
         seed=request.seed,
-        stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
-        stop_token_ids=tuple(request.stop_token_ids or ()),
+        stop=request.stop,
+        stop_token_ids=request.stop_token_ids,
         include_stop_str_in_output=request.include_stop_str_in_output,
         ignore_eos=request.ignore_eos,
         max_tokens=_max_tokens(request),
@@ -45,6 +47,8 @@ def sampling_params(
         logprobs=_num_logprobs(request),
         prompt_logprobs=_num_prompt_logprobs(request),
         logit_bias=_logit_bias(request.logit_bias or {}),
+        allowed_token_ids=request.allowed_token_ids,
+        bad_token_ids=_bad_token_ids(request.bad_words or [], ask.model.tokenizer),
         skip_special_tokens=request.skip_special_tokens,
         structured_outputs=form_of(request),
     )
@@ -127,6 +131,25 @@ def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
                 wanted="token ids as keys",
             )
     return {int(key): value for key, value in bias.items()}
+
+
+def _bad_token_ids(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """The words as a text begins with them, and as they stand after a space."""
+    if len(words) > MAX_BAD_SEQUENCES // 2 or not all(words):
+        raise RequestError(
+            "bad_words is not valid",
+            param="bad_words",
+            found=f"{len(words)} of them" if all(words) else "an empty one",
+            wanted=f"at most {MAX_BAD_SEQUENCES // 2}, none of them empty",
+        )
+    told = [tokenizer.encode(f"{before}{word}") for word in words for before in ("", " ")]
+    if any(len(ids) > MAX_BAD_LENGTH for ids in told):
+        raise RequestError(
+            "bad_words is not valid",
+            param="bad_words",
+            wanted=f"words of at most {MAX_BAD_LENGTH} tokens",
+        )
+    return tuple(dict.fromkeys(told))
 
 
 def _or(value: T | None, default: T) -> T:

@@ -10,8 +10,9 @@ from msgspec import json, to_builtins
 from fathom.errors import RequestError
 from fathom.server.decode import decode
 from fathom.server.exchange import Exchange
+from fathom.server.job import Ask
 from fathom.server.openai.schema import DetokenizeRequest, TokenizeRequest, given
-from fathom.server.state import ServedModel, ServerState
+from fathom.server.state import ServerState
 from fathom.text.chat import asked_thinking, encode_chat
 from fathom.text.prompt import encode_prompt
 
@@ -26,16 +27,16 @@ async def detokenize(state: ServerState, exchange: Exchange) -> None:
     await _answer(state, exchange, _detokenize)
 
 
-async def _answer(
-    state: ServerState, exchange: Exchange, work: Callable[[bytes, ServedModel], bytes]
-) -> None:
+async def _answer(state: ServerState, exchange: Exchange, work: Callable[[Ask], bytes]) -> None:
     body = await exchange.read_json_body(state.config.max_body_bytes)
     _, model = state.require()
-    await exchange.respond(200, await state.off_loop(lambda: work(body, model), len(body)))
+    await exchange.respond(
+        200, await state.off_loop(lambda: work(Ask(body, model, state.config)), len(body))
+    )
 
 
-def _tokenize(body: bytes, model: ServedModel) -> bytes:
-    request = decode(body, TokenizeRequest)
+def _tokenize(ask: Ask) -> bytes:
+    request, model = decode(ask.body, TokenizeRequest), ask.model
     model.check_name(request.model)
     if (request.prompt is None) == (request.messages is None):
         raise RequestError("one of prompt and messages is needed", param="prompt")
@@ -44,6 +45,7 @@ def _tokenize(body: bytes, model: ServedModel) -> bytes:
             model.tokenizer, request.prompt, add_special_tokens=request.add_special_tokens
         )
     else:
+        ask.config.check("max_messages", "messages", len(request.messages or ()))
         ids = encode_chat(
             model.tokenizer,
             model.template,
@@ -63,8 +65,8 @@ def _tokenize(body: bytes, model: ServedModel) -> bytes:
     return json.encode(told)
 
 
-def _detokenize(body: bytes, model: ServedModel) -> bytes:
-    request = decode(body, DetokenizeRequest)
+def _detokenize(ask: Ask) -> bytes:
+    request, model = decode(ask.body, DetokenizeRequest), ask.model
     model.check_name(request.model)
     model.tokenizer.check_ids(request.tokens, "tokens")
     text = model.tokenizer.decode(request.tokens, request.skip_special_tokens)

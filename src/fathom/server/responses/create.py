@@ -12,11 +12,17 @@ from msgspec import Struct, json, to_builtins
 
 from fathom.errors import NotFoundError
 from fathom.server.answer import Tally, first_call_only
-from fathom.server.conversation import Chat, sampling_of
+from fathom.server.conversation import Chat
 from fathom.server.exchange import Exchange
 from fathom.server.generation import News
 from fathom.server.job import Ask, Events, Job, answer
-from fathom.server.responses.items import messages_of, read_items, tools_of
+from fathom.server.responses.items import (
+    form_of,
+    messages_of,
+    read_items,
+    tool_choice_of,
+    tools_of,
+)
 from fathom.server.responses.schema import (
     ITEMS,
     OF_ITEMS,
@@ -29,6 +35,8 @@ from fathom.server.responses.wire import OpenItem, event, usage
 from fathom.server.state import ServerState
 from fathom.server.thinking import one_meaning
 from fathom.text.delta import Delta
+
+_NAMES = {"max_tokens": "max_output_tokens"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +67,8 @@ class _Job(Job[ResponsesRequest]):
             "store": request.store,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": request.tool_choice or "auto",
+            "text": {"format": _format(request)},
+            "tool_choice": to_builtins(request.tool_choice) or "auto",
             "tools": to_builtins(request.tools) or [],
             "truncation": "disabled",
             "usage": usage(tally.counts()) if tally is not None else None,
@@ -82,7 +90,7 @@ async def input_tokens(state: ServerState, exchange: Exchange) -> None:
     """How many tokens a conversation is."""
     body = await exchange.read_json_body(state.config.max_body_bytes)
     _, model = state.require()
-    ask = Ask(body, model, state.config.lenient)
+    ask = Ask(body, model, state.config)
 
     def work() -> dict[str, Any]:
         request = ask.read(CountRequest, OF_RESPONSES)
@@ -152,13 +160,16 @@ def _chat(
         raws = [raw for kept in chain for raw in (*kept.items, *kept.response["output"])]
         where = "previous_response_id"
         earlier = [ask.part(raw, ITEMS[raw["type"]], OF_ITEMS, where) for raw in raws]
+    ask.config.check("max_messages", "input", len(earlier) + len(items))
     effort = request.reasoning.effort if request.reasoning else None
     if request.reasoning and request.reasoning.summary:
         ask.warnings.append("reasoning.summary: reasoning is given in full, not summarised")
     return Chat(
+        limits=ask.config,
         id=name,
         messages=messages_of(request.instructions, [*earlier, *items]),
         tools=tools_of(request),
+        tool_choice=tool_choice_of(request),
         thinking=one_meaning(
             {
                 "reasoning.effort": None if effort is None else effort != "none",
@@ -166,8 +177,13 @@ def _chat(
             },
             {"thinking_token_budget": request.thinking_token_budget},
         ),
-        sampling=sampling_of(ask.model.defaults, **sampling),
+        sampling=ask.sampling(_NAMES, structured_outputs=form_of(request), **sampling),
     )
+
+
+def _format(request: CountRequest) -> dict[str, Any]:
+    asked = request.text and request.text.format
+    return to_builtins(asked) if asked else {"type": "text"}
 
 
 def _plain(item: Struct) -> dict[str, Any]:

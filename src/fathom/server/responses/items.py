@@ -6,7 +6,9 @@ from typing import Any
 
 from msgspec import Struct, to_builtins
 
+from fathom.core.types import StructuredOutputs
 from fathom.errors import RequestError
+from fathom.server.forms import ToolChoice, one_form, schema_of
 from fathom.server.job import Ask
 from fathom.server.responses.schema import (
     ITEMS,
@@ -14,6 +16,7 @@ from fathom.server.responses.schema import (
     CallItem,
     CountRequest,
     MessageItem,
+    NamedTool,
     Part,
     ReasoningItem,
     ResultItem,
@@ -72,6 +75,28 @@ def tools_of(request: CountRequest) -> list[dict[str, Any]] | None:
         {"type": "function", "function": {k: v for k, v in to_builtins(t).items() if k != "type"}}
         for t in request.tools
     ]
+
+
+def tool_choice_of(request: CountRequest) -> ToolChoice:
+    """Which calls are wanted."""
+    choice = request.tool_choice
+    named = choice.name if isinstance(choice, NamedTool) else None
+    return ToolChoice(
+        must_call=named is not None or choice == "required",
+        named=named,
+        is_single=not request.parallel_tool_calls,
+        schema_field="tools[{}].parameters",
+    )
+
+
+def form_of(request: CountRequest) -> StructuredOutputs | None:
+    """The form of the answer. Raises: RequestError."""
+    asked, field = request.text.format if request.text else None, "text.format.schema"
+    if asked is None or asked.type == "text":
+        return None
+    if asked.type == "json_object":
+        return one_form({"text.format": {"json_object": True}})
+    return one_form({field: schema_of(asked.schema, field)})
 
 
 def _add(message: dict[str, Any], item: Struct) -> None:

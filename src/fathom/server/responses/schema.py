@@ -76,7 +76,7 @@ class Tool(Struct, frozen=True, kw_only=True):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
 
 
 class Reasoning(Struct, frozen=True):
@@ -86,10 +86,21 @@ class Reasoning(Struct, frozen=True):
     summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class Format(Struct, frozen=True):
-    """`text.format`."""
+class NamedTool(Struct, frozen=True):
+    """`tool_choice`: the tool that must be called."""
 
-    type: Literal["text"]
+    type: Literal["function"]
+    name: str
+
+
+class Format(Struct, frozen=True, omit_defaults=True):
+    """`text.format`. The schema holds whether `strict` is said or not."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class Text(Struct, frozen=True):
@@ -108,7 +119,7 @@ class CountRequest(Struct, frozen=True, kw_only=True):
     parallel_tool_calls: bool = True
     reasoning: Reasoning | None = None
     text: Text | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     tools: list[Tool] | None = None
     enable_thinking: bool | None = None
     thinking_token_budget: int | None = None
@@ -140,9 +151,7 @@ class ItemsQuery(Struct, frozen=True):
     after: str = ""
 
 
-# The one place for what structured output will change in this dialect.
-_NO_GRAMMAR = Refused("structured output is not implemented in this dialect yet")
-_NO_FORCED = Refused("forcing a tool call is not implemented in this dialect yet", fix="use auto")
+_NO_SUBSET = Refused("a choice among some of the tools is not implemented", fix="send only those")
 _NO_SCORES = Refused("there are no logprobs here", fix="use /v1/chat/completions")
 _NO_CACHE_WISHES = Refused("pages are kept until room is needed")
 
@@ -163,7 +172,7 @@ OF_RESPONSES = Refusals(
     },
     inner={
         "text": {"verbosity": Refused("the models have no such setting", ("medium",))},
-        "text.format": {"name": _NO_GRAMMAR, "schema": _NO_GRAMMAR, "strict": _NO_GRAMMAR},
+        "tool_choice": {"mode": _NO_SUBSET, "tools": _NO_SUBSET},
         "reasoning": {
             "context": Refused("the templates decide what earlier reasoning is shown", ("auto",)),
             "generate_summary": Refused("OpenAI replaced it", fix="use summary"),
@@ -175,12 +184,9 @@ OF_RESPONSES = Refusals(
         },
     },
     values={
-        "text.format.type": {"json_object": _NO_GRAMMAR, "json_schema": _NO_GRAMMAR},
-        "tool_choice": {"required": _NO_FORCED},
-        "tools.strict": {True: _NO_GRAMMAR},
+        "tool_choice.type": {"allowed_tools": _NO_SUBSET},
         "include": {"message.output_text.logprobs": _NO_SCORES},
     },
-    objects={"tool_choice": _NO_FORCED},
 )
 
 _NO_EXTRAS = {

@@ -14,15 +14,25 @@ from fathom.core.types import SamplingParams
 from fathom.engine.requests import GenerateRequest as Generate
 from fathom.errors import RequestError
 from fathom.server.answer import Choice
-from fathom.server.conversation import check_sequences, fit_context, sampling_of
+from fathom.server.conversation import fit_context
 from fathom.server.envelope import sse
 from fathom.server.exchange import Exchange
+from fathom.server.forms import if_given, one_form
 from fathom.server.generation import News
 from fathom.server.job import Ask, Events, Job, answer
-from fathom.server.sglang.schema import REFUSALS, GenerateRequest
+from fathom.server.sglang.schema import REFUSALS, GenerateRequest, SamplingFields
 from fathom.server.state import ServerState
 from fathom.text.delta import Delta, TokenLogprob, TopToken
 from fathom.text.prompt import encode_prompt
+
+_NAMES = {
+    **{name: f"sampling_params.{name}" for name in SamplingFields.__struct_fields__},
+    "max_tokens": "sampling_params.max_new_tokens",
+    "min_tokens": "sampling_params.min_new_tokens",
+    "seed": "sampling_params.sampling_seed",
+    "logprobs": "top_logprobs_num",
+    "prompt_logprobs": "top_logprobs_num",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +126,12 @@ def _prepare(ask: Ask) -> _Job:
     """From bytes to tokens. Raises: RequestError."""
     request, model = ask.read(GenerateRequest, REFUSALS), ask.model
     prompts, is_batch = _prompts(request)
-    params = _sampling(request, model.defaults)
-    check_sequences(len(prompts), params.n)
+    params = _sampling(ask, request)
+    param = "text" if request.text is not None else "input_ids"
+    ask.config.check_sequences(len(prompts), params.n, param)
     name = request.rid or uuid4().hex
     generates = []
     for number, prompt in enumerate(prompts):
-        param = "text" if request.text is not None else "input_ids"
         ids = encode_prompt(model.tokenizer, prompt, param=param)
         generates.append(
             Generate(
@@ -166,14 +176,18 @@ def _prompts(request: GenerateRequest) -> tuple[Sequence[str | list[int]], bool]
     )
 
 
-def _sampling(request: GenerateRequest, defaults: SamplingParams) -> SamplingParams:
+def _sampling(ask: Ask, request: GenerateRequest) -> SamplingParams:
     """Raises: RequestError that names the field."""
     fields = to_builtins(request.sampling_params)
     scores = request.top_logprobs_num if request.return_logprob else None
     if request.top_logprobs_num and not request.return_logprob:
         raise RequestError("top_logprobs_num needs return_logprob", param="top_logprobs_num")
-    return sampling_of(
-        defaults,
+    forms = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
+    forms["structural_tag"] = "structural_tag"
+    asked = {name: if_given(form, fields.pop(name)) for name, form in forms.items()}
+    return ask.sampling(
+        _NAMES,
+        structured_outputs=one_form({f"sampling_params.{k}": v for k, v in asked.items()}),
         max_tokens=fields.pop("max_new_tokens"),
         min_tokens=fields.pop("min_new_tokens"),
         include_stop_str_in_output=fields.pop("no_stop_trim"),

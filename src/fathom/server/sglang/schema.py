@@ -30,6 +30,10 @@ class SamplingFields(Struct, frozen=True):
     skip_special_tokens: bool | None = None
     logit_bias: dict[str, float] | None = None
     sampling_seed: int | None = None
+    json_schema: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | None = None
 
 
 class GenerateRequest(Struct, frozen=True, kw_only=True):
@@ -48,8 +52,6 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     priority: int | None = None
 
 
-# The one place for what structured output will change in this dialect.
-_NO_GRAMMAR = Refused("structured output is not implemented in this dialect yet")
 _NO_MEDIA = Refused("the models read text only", ([],))
 _NO_CODE = Refused("no code is taken from a request")
 _NO_SESSIONS = Refused("sessions are not implemented yet")
@@ -71,10 +73,6 @@ REFUSALS = Refusals(
     },
     inner={
         "sampling_params": {
-            "json_schema": _NO_GRAMMAR,
-            "regex": _NO_GRAMMAR,
-            "ebnf": _NO_GRAMMAR,
-            "structural_tag": _NO_GRAMMAR,
             "stop_regex": Refused("stopping at a pattern is not implemented yet", fix="use stop"),
             "spaces_between_special_tokens": Refused(
                 "tokens are joined as the tokenizer joins them", (True,)
