@@ -62,25 +62,27 @@ class ChatTemplate:
         )
 
 
-_CLOSED = V3Style(closes_user=True)
-_R1 = V3Style(drops_reasoning=True, opens_reasoning=True)
-_R1_0528 = V3Style(closes_user=True, drops_reasoning=True)
+_V3 = V3Style(between_results="")
+_V3_0324 = V3Style(closes_user=True)
+_R1 = V3Style(drops_reasoning="answers", opens_reasoning=True, between_results="")
+_DISTILL = V3Style(drops_reasoning="answers", opens_reasoning=True, one_system=True)
+
+
+def _fenced(name: str, style: V3Style, reasons: Literal["never", "always"]) -> ChatTemplate:
+    return ChatTemplate(name=name, family="v3", reasons=reasons, tool_format="fenced", style=style)
+
 
 TEMPLATES: Mapping[str, ChatTemplate] = {
     template.name: template
     for template in (
-        ChatTemplate(name="deepseek-v3", family="v3", tool_format="fenced"),
-        ChatTemplate(name="deepseek-v3-0324", family="v3", tool_format="fenced", style=_CLOSED),
-        ChatTemplate(
-            name="deepseek-r1", family="v3", reasons="always", tool_format="fenced", style=_R1
-        ),
-        ChatTemplate(
-            name="deepseek-r1-0528",
-            family="v3",
-            reasons="always",
-            tool_format="fenced",
-            style=_R1_0528,
-        ),
+        ChatTemplate(name="deepseek-v2", family="plain"),
+        ChatTemplate(name="deepseek-coder-v2", family="plain"),
+        _fenced("deepseek-v2.5", V3Style(one_system=True), "never"),
+        _fenced("deepseek-v3", _V3, "never"),
+        _fenced("deepseek-v3-0324", _V3_0324, "never"),
+        _fenced("deepseek-r1", _R1, "always"),
+        _fenced("deepseek-r1-0528", replace(_V3_0324, drops_reasoning="any"), "always"),
+        _fenced("deepseek-r1-distill", _DISTILL, "always"),  # on Qwen2 and on Llama
         ChatTemplate(name="deepseek-v3.1", family="v3.1", reasons="asked", tool_format="bare"),
         ChatTemplate(name="plain", family="plain"),
     )
@@ -106,18 +108,7 @@ def choose_template(
     jinja = _jinja(tokenizer_config.get("chat_template"))
     if not jinja:
         return TEMPLATES[_by_tokens(tokenizer_config.get("added_tokens_decoder"))]
-    if ASSISTANT not in jinja:
-        is_v2 = "'User: '" in jinja and "'Assistant:'" in jinja
-        return TEMPLATES["plain"] if is_v2 else UNKNOWN
-    if END_THINK in jinja and "thinking" in jinja:
-        return TEMPLATES["deepseek-v3.1"]
-    if "is_last_user" in jinja:
-        return TEMPLATES["deepseek-r1-0528" if END_THINK in jinja else "deepseek-v3-0324"]
-    if THINK in jinja:
-        return TEMPLATES["deepseek-r1"]
-    if END_THINK in jinja:  # R1's first template left it to the model to open its reasoning
-        return replace(TEMPLATES["deepseek-r1"], style=V3Style(drops_reasoning=True))
-    return TEMPLATES["deepseek-v3"]
+    return _recognise(jinja)
 
 
 def render_chat(
@@ -241,6 +232,26 @@ def _no_tools(template: ChatTemplate, param: str) -> RequestError:
         code="unsupported_value",
         fix="leave tools out, or serve a checkpoint that was trained with them",
     )
+
+
+def _recognise(jinja: str) -> ChatTemplate:
+    """Which of DeepSeek's a checkpoint's own template is, by what only that one holds."""
+    if ASSISTANT not in jinja:
+        is_v2 = "'User: '" in jinja and "'Assistant:'" in jinja
+        return TEMPLATES["deepseek-v2"] if is_v2 else UNKNOWN
+    has_end = END_THINK in jinja
+    if has_end and "thinking" in jinja:
+        return TEMPLATES["deepseek-v3.1"]
+    if "is_last_user" in jinja:
+        return TEMPLATES["deepseek-r1-0528" if has_end else "deepseek-v3-0324"]
+    is_first = "is_first_sp" not in jinja  # V2.5's, which the distillations inherit
+    if not has_end and THINK not in jinja:
+        return TEMPLATES["deepseek-v2.5" if is_first else "deepseek-v3"]
+    found = TEMPLATES["deepseek-r1-distill" if is_first else "deepseek-r1"]
+    if THINK in jinja:
+        return found
+    # At first it was left to the model to open its reasoning.
+    return replace(found, style=replace(found.style, opens_reasoning=False))
 
 
 def _jinja(raw: object) -> str:
