@@ -83,6 +83,7 @@ class OutputStream:
             self._reasoning = ReasoningSplitter(starts_inside=format.starts_inside, ends_at=ends_at)
         if format.tools:
             self._tools = ToolCallParser(lambda i: f"call_{name}_{index}_{i}", format.repairs)
+        self._has_stray_markup = False
         self.is_finished = False
         """Whether the last delta has been given."""
         self.needs_cancel = False
@@ -122,7 +123,8 @@ class OutputStream:
             num_tokens=self.num_tokens,
             num_reasoning_tokens=self.num_reasoning_tokens,
             num_cached=self.num_cached,
-            has_stray_markup=self._tools is not None and self._tools.has_stray_markup,
+            has_stray_markup=self._has_stray_markup
+            or (self._tools is not None and self._tools.has_stray_markup),
             error=event.error,
         )
 
@@ -175,7 +177,10 @@ class OutputStream:
         parts = [("answer", piece)] if self._reasoning is None else self._reasoning.push(piece)
         for channel, part in parts:
             if channel == "reasoning":
+                if self._tools is not None:
+                    told.add(self._tools.interrupt())
                 told.reasoning.append(part.text or part.marker or "")
+                self._has_stray_markup |= part.marker is not None
             elif self._tools is None:
                 told.text.append(part.text or part.marker or "")
             else:

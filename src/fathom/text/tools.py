@@ -68,8 +68,12 @@ class ToolCallParser:
 
     def finish(self) -> Told:
         """What was held back: an unfinished header as content, the rest of cut-off arguments."""
+        return self.interrupt(is_cut_off=True)
+
+    def interrupt(self, *, is_cut_off: bool = False) -> Told:
+        """What was held back, now that something else comes: reasoning ends an open call."""
         if self._state == "arguments":
-            return self._end_call(is_cut_off=True)
+            return self._end_call(is_cut_off=is_cut_off)
         if self._state == "block" and self._calls_in_block:
             self._raw.clear()
         return self._give_up()
@@ -85,7 +89,8 @@ class ToolCallParser:
                     return self._end_call()
                 if marker in (CALL_BEGIN, CALLS_BEGIN, CALLS_END):  # CALL_END was forgotten
                     return [*self._end_call(), *self._marker_outside(marker)]
-                return self._read_arguments(marker)  # a tool that is told about markers
+                self.has_stray_markup = True  # of a tool that is told about markers, perhaps
+                return self._read_arguments(marker)
             case _:
                 return [*self._give_up(), *self._marker_outside(marker)]
 
