@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 from fathom.core.sampling_checks import normalize
 from fathom.core.structured import StructuredOutputs as StructuredOutputs
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,8 @@ class SamplingParams:
     `stop` strings are matched on text, by the layer that detokenizes; everything else here is the
     core's and the sampler's business. `logprobs` k gives the chosen token's and the top k;
     `prompt_logprobs` the same for prompt positions. `structured_outputs`: the form of the answer.
+    `repetition_detection` ends an answer that loops, unless `ignore_eos` asks for tokens whatever
+    they are.
 
     An instance is valid and in normal form: lists become tuples, one stop string a tuple of it,
     `top_k` -1 becomes 0.
@@ -74,6 +76,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     reasoning_limit: ReasoningLimit | None = None
     structured_outputs: StructuredOutputs | None = None
+    repetition_detection: bool = True
 
     def __post_init__(self) -> None:
         given = {item.name: getattr(self, item.name) for item in fields(self)}

@@ -96,6 +96,8 @@ def resolve(
         dequantize=working.dequantize,
         quantization=working.quantization,
         ops_backend=backend,
+        loop_guard_tokens=config.loop_guard_tokens,
+        loop_guard_repeats=config.loop_guard_repeats,
         kernel_buffers=() if kernels is None else kernels.buffers(),
     )
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from fathom.text.arguments import Flaw
 
-FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
+FinishReason = Literal["stop", "length", "repetition", "tool_calls", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
