@@ -205,7 +205,9 @@ class EngineConfig:
         _check("kv_cache_memory_bytes", size is None or size > 0, size, "more than 0 bytes")
         drafts = self.num_speculative_tokens
         _check("num_speculative_tokens", drafts is None or 0 <= drafts <= 8, drafts, "0 to 8")
-        _check("loop_guard_tokens", self.loop_guard_tokens >= 0, self.loop_guard_tokens, "0 or more")
+        _check(
+            "loop_guard_tokens", self.loop_guard_tokens >= 0, self.loop_guard_tokens, "0 or more"
+        )
         repeats = self.loop_guard_repeats
         _check("loop_guard_repeats", repeats >= 2, repeats, "2 or more")
         _check("step_timeout_s", self.step_timeout_s > 0, self.step_timeout_s, "over 0 seconds")

@@ -1,4 +1,4 @@
-"""Compares LoopGuard with a search of every period, and holds it still on text that repeats much."""
+"""Compares LoopGuard with a search of every period, and has it let be what repeats by right."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.core.loop_guard import LoopGuard, LoopLimits
-from fathom.core.types import Request, SamplingParams
-from fathom.core.sequence import Sequence
 from fathom.core.policy import order_key
+from fathom.core.sequence import Sequence
+from fathom.core.types import Request, SamplingParams
 
 SMALL = LoopLimits(num_tokens=48, num_repeats=4, max_period=64)
 
 
-def fires_at(tokens: list[int], limits: LoopLimits = LoopLimits(), start: int = 0) -> int | None:
+def fires_at(tokens: list[int], limits: LoopLimits | None = None) -> int | None:
     """How many tokens of the answer had come when the guard fired."""
-    guard, known = LoopGuard(limits), tokens[:start]
-    for index, token in enumerate(tokens[start:]):
+    guard, known = LoopGuard(limits or LoopLimits()), list[int]()
+    for index, token in enumerate(tokens):
         known.append(token)
-        if guard.is_loop(known, start):
+        if guard.is_loop(known, 0):
             return index + 1
     return None
 

@@ -1,4 +1,4 @@
-"""Makes data/published_prompts.json again: what DeepSeek's own templates make of a few conversations.
+"""Makes data/published_prompts.json again: what DeepSeek's own templates make of conversations.
 
     python -m tests.text.record_prompts DIRECTORY
 
@@ -13,8 +13,6 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
-
-from transformers.utils.chat_template_utils import render_jinja_template
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 DATA = Path(__file__).with_name("data") / "published_prompts.json"
@@ -66,8 +64,12 @@ CONVERSATIONS = [
 ]
 
 
-def render(template: str, messages: list[dict[str, Any]], generate: bool, **asked: bool) -> str:
-    """As transformers' `apply_chat_template`."""
+def render_as_transformers(
+    template: str, messages: list[dict[str, Any]], generate: bool, **asked: bool
+) -> str:
+    """The prompt that transformers' `apply_chat_template` gives."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     prompts, _ = render_jinja_template(
         [messages],
         chat_template=template,
@@ -91,7 +93,7 @@ def record(directory: Path) -> dict[str, Any]:
                 for thinking in (False, True) if name == "deepseek-v3.1" else (None,):
                     asked = {} if thinking is None else {"thinking": thinking}
                     try:
-                        prompt = render(text, messages, generate, **asked)
+                        prompt = render_as_transformers(text, messages, generate, **asked)
                     except TypeError:  # text joined with a missing one: it cannot say this
                         continue
                     row = {"template": name, "conversation": index, "generate": generate}

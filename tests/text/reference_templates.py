@@ -113,7 +113,7 @@ _FLAGS: dict[str, dict[str, bool]] = {
     "deepseek-r1-0528": {"drops_all": True, "closes_user": True},
     "deepseek-r1-distill": {"drops": True, "opens": True, "one_system": True},
 }
-_ENVIRONMENT = jinja2.Environment(keep_trailing_newline=False, autoescape=False)
+_ENVIRONMENT = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
 
 
 def render(
@@ -124,6 +124,17 @@ def render(
     flags = {"fenced": source is V3} | _FLAGS.get(name, {})
     template = _ENVIRONMENT.from_string(PLAIN if name in WITHOUT_TOOLS else source)
     return template.render(messages=messages, generate=generate, thinking=thinking, **flags)
+
+
+def render_published(source: str, messages: Sequence[object], generate: bool, **asked: bool) -> str:
+    """The prompt of a published template, in an environment like transformers'."""
+    return _ENVIRONMENT.from_string(source).render(
+        messages=messages,
+        add_generation_prompt=generate,
+        bos_token="<｜begin▁of▁sentence｜>",
+        eos_token="<｜end▁of▁sentence｜>",
+        **asked,
+    )
 
 
 def tools_block(name: str, description: str, parameters: object) -> str:

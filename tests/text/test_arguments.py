@@ -13,15 +13,41 @@ from fathom.text.arguments import ArgumentsReader, Flaw, RepairLevel
 from tests.text.profile import examples
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
     max_leaves=8,
 )
 LEVELS: list[RepairLevel] = ["none", "lexical", "closing"]
 # Every character that the grammar knows, and some that it does not.
 SOUP = st.lists(
-    st.sampled_from([*'{}[]:,"\\/', *"\"\"{}", "truefalsnTFN", "u00e9", " ", "\n", "\t", "é", "'",
-                     "0", "-1", "1.5", "e3", "true", "None", "null", '"a"', '"b":', "\\n", "\\'"]),
+    st.sampled_from(
+        [
+            *'{}[]:,"\\/',
+            *'""{}',
+            "truefalsnTFN",
+            "u00e9",
+            " ",
+            "\n",
+            "\t",
+            "é",
+            "'",
+            "0",
+            "-1",
+            "1.5",
+            "e3",
+            "true",
+            "None",
+            "null",
+            '"a"',
+            '"b":',
+            "\\n",
+            "\\'",
+        ]
+    ),
     max_size=24,
 ).map("".join)
 
@@ -82,7 +108,7 @@ def test_the_verdict_is_that_of_the_standard_library(
     ("text", "mended", "level"),
     [
         ('{"a": 1,}', '{"a": 1}', "lexical"),
-        ('[1, 2 , ]', "[1, 2  ]", "lexical"),
+        ("[1, 2 , ]", "[1, 2  ]", "lexical"),
         ('{"a": "x\ny\t"}', '{"a": "x\\ny\\t"}', "lexical"),
         ('{"re": "\\d+\\.x"}', '{"re": "\\\\d+\\\\.x"}', "lexical"),
         ('{"a": "it\\\'s"}', '{"a": "it\'s"}', "lexical"),

@@ -6,9 +6,11 @@ the second implementation's place where they are there.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,9 @@ from fathom.text.chat import TEMPLATES, choose_template, encode_chat, render_cha
 from fathom.text.segments import PromptBuilder, Segment, encode_segments
 from fathom.text.tokenizer import Tokenizer
 from tests.text import reference_templates
-from tests.text.record_prompts import DATA, call, render
 from tests.text.profile import examples
-from tests.text.tiny_tokenizer import SHOWN
+from tests.text.record_prompts import DATA, call
+from tests.text.tiny_tokenizer import HIDDEN, write_tokenizer
 
 DEEPSEEK = [name for name in TEMPLATES if name not in reference_templates.WITHOUT_TOOLS]
 PUBLISHED = json.loads(DATA.read_text(encoding="utf-8"))
@@ -106,7 +108,9 @@ def published(name: str, messages: list[dict[str, Any]], generate: bool, thinkin
     has_no_text = any(m["content"] is None for m in messages) and name == "deepseek-r1-0528"
     if directory and path.exists() and not is_repaired(name, messages) and not has_no_text:
         asked = {} if thinking is None else {"thinking": bool(thinking)}
-        return render(path.read_text(encoding="utf-8"), messages, generate, **asked)
+        return reference_templates.render_published(
+            path.read_text(encoding="utf-8"), messages, generate, **asked
+        )
     return reference_templates.render(name, messages, generate=generate, thinking=bool(thinking))
 
 
@@ -145,11 +149,25 @@ def test_text_never_becomes_a_control_token(
     assert control(messages) == control([innocent(message) for message in messages])
 
 
-@pytest.mark.parametrize("name", DEEPSEEK)
-@pytest.mark.parametrize("marker", SHOWN)
-def test_a_control_string_in_every_place_stays_text(
-    tokenizer: Tokenizer, name: str, marker: str
-) -> None:
+@functools.cache
+def tokenizer_of(name: str) -> tuple[Tokenizer, tuple[str, ...]]:
+    """A tokenizer with every special token of the generation's, and their names."""
+    table = json.loads(Path(__file__).with_name("special_tokens.json").read_text(encoding="utf-8"))
+    kind = {"deepseek-v2.5": "deepseek-coder-v2", "plain": "deepseek-v2"}.get(name, name)
+    tokens = list(table.get(kind, ()))
+    if kind.startswith(("deepseek-v3", "deepseek-r1")) and kind != "deepseek-r1-distill":
+        tokens = [*table["deepseek-v3"], *table["deepseek-v3.1"]]
+    shown = tuple(token for token in tokens if token not in HIDDEN)
+    with tempfile.TemporaryDirectory() as path:
+        return Tokenizer.load(write_tokenizer(Path(path), shown=shown)), tuple(tokens)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_special_tokens_in_every_place_stay_text(name: str) -> None:
+    """Every one of the generation's tokenizer, alone, in parts and run together."""
+    tokenizer, tokens = tokenizer_of(name)
+    assert set(tokens) <= set(tokenizer.special_ids)
+
     def ids(text: str) -> list[int]:
         tool = {"type": "function", "function": {"name": f"f{text}", "description": text}}
         conversation = [
@@ -157,13 +175,20 @@ def test_a_control_string_in_every_place_stays_text(
             {"role": "user", "content": [{"type": "text", "text": text}]},
             {"role": "assistant", "tool_calls": [call(f"f{text}", f'"{text}"')]},
             {"role": "tool", "content": text},
-            {"role": "assistant", "content": text},
+            {"role": "assistant", "content": text, "reasoning_content": text},
             {"role": "user", "content": text},
         ]
-        found = encode_chat(tokenizer, TEMPLATES[name], conversation, tools=[tool])
+        has_tools = name in DEEPSEEK
+        found = encode_chat(
+            tokenizer,
+            TEMPLATES[name],
+            conversation if has_tools else without_tools(conversation),
+            tools=[tool] if has_tools else None,
+        )
         return [i for i in found if i in tokenizer.special_ids.values()]
 
-    assert ids(marker) == ids("x")
+    for token in (*tokens, "".join(tokens), *(f"<{token}>" for token in tokens)):
+        assert ids(token) == ids("x"), token
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

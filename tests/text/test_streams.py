@@ -28,7 +28,6 @@ from fathom.text.markers import (
     END_THINK,
     REASONING_MARKERS,
     SEP,
-    THINK,
     TOOL_MARKERS,
 )
 from fathom.text.output import OutputFormat, OutputStream
@@ -40,7 +39,23 @@ FORM = OutputFormat(splits_reasoning=True, starts_inside=True, tools="bare", rep
 Parts = list[str]
 Form = Literal["fenced", "bare"]
 WORDS = st.sampled_from(
-    ["a", "so ", "é", "世界", "🙂", "\n", "\n\n", " ", "1", "`", "<", "<th", "</thin", "<｜tool", "x y"]
+    [
+        "a",
+        "so ",
+        "é",
+        "世界",
+        "🙂",
+        "\n",
+        "\n\n",
+        " ",
+        "1",
+        "`",
+        "<",
+        "<th",
+        "</thin",
+        "<｜tool",
+        "x y",
+    ]
 )
 PROSE = st.lists(WORDS, max_size=5).map("".join)
 NAMES = st.text("abc_.-", min_size=1, max_size=8)
@@ -273,7 +288,7 @@ SHAPES: dict[str, tuple[Parts, str]] = {
     "white space between calls": ([*IN_CALL, "{}", CALL_END], " \n"),
     "half markers": ([END_THINK], "<｜tool▁calls▁begi"),
     "a name without end": ([END_THINK, CALL_BEGIN], "n"),
-    "a string without end": ([*IN_CALL, '{"'], 'a\\'),
+    "a string without end": ([*IN_CALL, '{"'], "a\\"),
     "digits without end": (IN_CALL, "1"),
     "calls": ([END_THINK, CALLS_BEGIN], "".join((CALL_BEGIN, "f", SEP, "{}", CALL_END))),
 }

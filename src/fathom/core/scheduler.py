@@ -63,7 +63,7 @@ class SchedulerConfig:
     num_drafts: int = 0
     run_ahead: bool = True
     prefix_cache: bool = True
-    loops: LoopLimits = LoopLimits()
+    loops: LoopLimits = field(default_factory=LoopLimits)
 
 
 @dataclass(slots=True)

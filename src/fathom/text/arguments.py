@@ -83,7 +83,7 @@ class ArgumentsReader:
             case "escape":
                 return self._in_escape(char, out)
             case "word" | "number":
-                if char in _SPACE or char in ",:]}[{\"":
+                if char in _SPACE or char in ',:]}[{"':
                     self._end_literal(out)
                     return False
                 if self._mode == "number":

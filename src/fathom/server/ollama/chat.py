@@ -27,7 +27,7 @@ from fathom.text.delta import Delta
 from fathom.text.prompt import encode_infill, encode_prompt
 
 # None: nothing was asked, which is how clients have a model loaded.
-_REASONS = {"length": "length", None: "load"}
+_REASONS = {"length": "length", "repetition": "repetition", None: "load"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,7 @@ def sampling_params(
         prompt_logprobs=_num_prompt_logprobs(request),
         logit_bias=_logit_bias(request.logit_bias or {}),
         skip_special_tokens=request.skip_special_tokens,
+        repetition_detection=request.repetition_detection,
         structured_outputs=form_of(request),
     )
 
