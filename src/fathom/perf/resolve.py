@@ -96,8 +96,12 @@ def resolve(
         dequantize=working.dequantize,
         quantization=working.quantization,
         ops_backend=backend,
-        loop_guard_tokens=config.loop_guard_tokens,
-        loop_guard_repeats=config.loop_guard_repeats,
+        loop_guard_tokens=notes.setting(
+            "loop_guard_tokens", "loop_guard_tokens", config.loop_guard_tokens, "long for a refrain"
+        ),
+        loop_guard_repeats=notes.setting(
+            "loop_guard_repeats", "loop_guard_repeats", config.loop_guard_repeats, "as above"
+        ),
         kernel_buffers=() if kernels is None else kernels.buffers(),
     )
 
