@@ -155,6 +155,21 @@ class EngineConfig:
             "Plan the next step while one runs.", "--overlap-scheduling", "--async-scheduling"
         ),
     )
+    loop_guard_tokens: int = field(
+        default=1024,
+        metadata=setting(
+            "Tokens of one stretch over and over that end an answer (finish_reason "
+            "'repetition'); 0 is off.",
+            "--loop-guard-tokens",
+            unit="tokens",
+        ),
+    )
+    loop_guard_repeats: int = field(
+        default=8,
+        metadata=setting(
+            "Times that the stretch must stand there at least.", "--loop-guard-repeats"
+        ),
+    )
     seed: int = field(
         default=0,
         metadata=setting(
@@ -190,6 +205,11 @@ class EngineConfig:
         _check("kv_cache_memory_bytes", size is None or size > 0, size, "more than 0 bytes")
         drafts = self.num_speculative_tokens
         _check("num_speculative_tokens", drafts is None or 0 <= drafts <= 8, drafts, "0 to 8")
+        _check(
+            "loop_guard_tokens", self.loop_guard_tokens >= 0, self.loop_guard_tokens, "0 or more"
+        )
+        repeats = self.loop_guard_repeats
+        _check("loop_guard_repeats", repeats >= 2, repeats, "2 or more")
         _check("step_timeout_s", self.step_timeout_s > 0, self.step_timeout_s, "over 0 seconds")
 
 

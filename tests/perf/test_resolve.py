@@ -99,6 +99,8 @@ def test_asked_settings_are_used_and_said() -> None:
         "device": "cpu",
         "quantization": "int8",
         "ops_backend": "reference",
+        "loop_guard_tokens": 0,
+        "loop_guard_repeats": 3,
     }
     plan = plan_for(host(4096), **asked)
     assert plan.served_names == ("a", "b")
@@ -108,6 +110,7 @@ def test_asked_settings_are_used_and_said() -> None:
     assert (plan.seed, plan.step_timeout_s, plan.layout.tp) == (11, 9.0, 2)
     assert (plan.compute_dtype, plan.kv_dtype, plan.device) == (BFLOAT16, BFLOAT16, "cpu")
     assert (plan.quantization, plan.ops_backend) == ("int8", "reference")
+    assert (plan.loop_guard_tokens, plan.loop_guard_repeats) == (0, 3)
     unasked = {one.field for one in plan.decisions if one.source != "asked"}
     assert unasked == {"model", "dequantize", "num_pages"}
 

@@ -52,6 +52,7 @@ COMMON: dict[str, tuple[Any, str | None, Any]] = {
     "prompt_logprobs": (2, "sampling.prompt_logprobs", 2),
     "ignore_eos": (True, "sampling.ignore_eos", True),
     "skip_special_tokens": (False, "sampling.skip_special_tokens", False),
+    "repetition_detection": (False, "sampling.repetition_detection", False),
     "stream": (True, None, None),
     "stream_options": ({"include_usage": True}, None, None),
     "priority": (-1, "priority", -1),

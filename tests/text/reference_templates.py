@@ -30,8 +30,9 @@ _MACROS = """
 <｜tool▁calls▁end｜><｜end▁of▁sentence｜>
 {%- endmacro -%}
 {%- set turns = messages | rejectattr("role", "equalto", "system") | list -%}
-<｜begin▁of▁sentence｜>
-{{- messages | selectattr("role", "equalto", "system") | map(attribute="content") | join("\n\n") }}
+{%- set systems = messages | selectattr("role", "equalto", "system")
+    | map(attribute="content") | list -%}
+<｜begin▁of▁sentence｜>{{ (systems[-1:] if one_system else systems) | join("\n\n") }}
 {%- set before = namespace(role="") -%}
 """
 
@@ -67,7 +68,7 @@ V3 = (
 {%- if m.role == "user" -%}
 <｜User｜>{{ m.content }}{{ "<｜Assistant｜>" if closes_user }}
 {%- elif m.role == "tool" -%}
-{{ "\n" if before.role == "tool" else "<｜tool▁outputs▁begin｜>" -}}
+{{ ("" if tight else "\n") if before.role == "tool" else "<｜tool▁outputs▁begin｜>" -}}
 <｜tool▁output▁begin｜>{{ m.content }}<｜tool▁output▁end｜>
 {%- else -%}
 {%- if before.role == "tool" -%}
@@ -76,8 +77,8 @@ V3 = (
 <｜Assistant｜>
 {%- endif -%}
 {%- if m.tool_calls -%}
-{{ m.content or "" }}{{ calls(m.tool_calls) }}
-{%- elif drops and before.role != "tool" -%}
+{{ (m.content or "").split("</think>" if drops_all else "\0") | last }}{{ calls(m.tool_calls) }}
+{%- elif drops_all or drops and before.role != "tool" -%}
 {{ m.content.split("</think>") | last }}<｜end▁of▁sentence｜>
 {%- else -%}
 {{ m.content }}<｜end▁of▁sentence｜>
@@ -93,13 +94,26 @@ V3 = (
 """
 )
 
+PLAIN = """
+{%- set words = {"user": "User: ", "assistant": "Assistant: ", "system": ""} -%}
+<｜begin▁of▁sentence｜>
+{%- for m in messages -%}
+{{ words[m.role] }}{{ m.content }}
+{{- "<｜end▁of▁sentence｜>" if m.role == "assistant" else "\n\n" }}
+{%- endfor -%}
+{{ "Assistant:" if generate }}
+"""
+
+WITHOUT_TOOLS = ("deepseek-v2", "deepseek-coder-v2", "plain")
 _FLAGS: dict[str, dict[str, bool]] = {
-    "deepseek-v3": {},
+    "deepseek-v2.5": {"one_system": True},
+    "deepseek-v3": {"tight": True},
     "deepseek-v3-0324": {"closes_user": True},
-    "deepseek-r1": {"drops": True, "opens": True},
-    "deepseek-r1-0528": {"drops": True, "closes_user": True},
+    "deepseek-r1": {"drops": True, "opens": True, "tight": True},
+    "deepseek-r1-0528": {"drops_all": True, "closes_user": True},
+    "deepseek-r1-distill": {"drops": True, "opens": True, "one_system": True},
 }
-_ENVIRONMENT = jinja2.Environment(keep_trailing_newline=False, autoescape=False)
+_ENVIRONMENT = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
 
 
 def render(
@@ -108,8 +122,19 @@ def render(
     """The prompt text of template `name`, control tokens spelled out."""
     source = V31 if name == "deepseek-v3.1" else V3
     flags = {"fenced": source is V3} | _FLAGS.get(name, {})
-    template = _ENVIRONMENT.from_string(source)
+    template = _ENVIRONMENT.from_string(PLAIN if name in WITHOUT_TOOLS else source)
     return template.render(messages=messages, generate=generate, thinking=thinking, **flags)
+
+
+def render_published(source: str, messages: Sequence[object], generate: bool, **asked: bool) -> str:
+    """The prompt of a published template, in an environment like transformers'."""
+    return _ENVIRONMENT.from_string(source).render(
+        messages=messages,
+        add_generation_prompt=generate,
+        bos_token="<｜begin▁of▁sentence｜>",
+        eos_token="<｜end▁of▁sentence｜>",
+        **asked,
+    )
 
 
 def tools_block(name: str, description: str, parameters: object) -> str:

@@ -45,7 +45,12 @@ _REAL: tuple[tuple[str, float, float, bool, str], ...] = (
     ("frequency_penalty", -2.0, 2.0, True, "a number from -2 to 2"),
     ("repetition_penalty", 0.0, math.inf, False, "a number over 0"),
 )
-_FLAGS = ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens")
+_FLAGS = (
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "skip_special_tokens",
+    "repetition_detection",
+)
 
 
 def normalize(values: Mapping[str, Any]) -> dict[str, Any]:

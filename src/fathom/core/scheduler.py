@@ -31,6 +31,7 @@ from fathom.core.admission import Progress, token_limit
 from fathom.core.constraint import Constraint
 from fathom.core.executor import Capacity
 from fathom.core.kv import KvSpace
+from fathom.core.loop_guard import LoopLimits
 from fathom.core.policy import order_key
 from fathom.core.sequence import Sequence, Status
 from fathom.core.types import (
@@ -62,6 +63,7 @@ class SchedulerConfig:
     num_drafts: int = 0
     run_ahead: bool = True
     prefix_cache: bool = True
+    loops: LoopLimits = field(default_factory=LoopLimits)
 
 
 @dataclass(slots=True)
@@ -130,6 +132,7 @@ class Scheduler:
             # Drafts and masks of the next step follow from the tokens of this one.
             runs_ahead=self._config.run_ahead and not self._config.num_drafts and not constraint,
             constraint=constraint,
+            loops=self._config.loops,
         )
         self._counts["forced_tokens"] += sequence.begin()
         self._num_added += 1

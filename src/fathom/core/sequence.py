@@ -22,6 +22,7 @@ from collections.abc import Sequence as Items
 from enum import Enum, auto
 
 from fathom.core.constraint import Constraint
+from fathom.core.loop_guard import LoopGuard, LoopLimits
 from fathom.core.policy import OrderKey
 from fathom.core.radix import Node
 from fathom.core.types import Admission, FinishReason, Mask, Request, TokenLogprobs
@@ -54,6 +55,7 @@ class Sequence:
         "in_flight",
         "key",
         "limit",
+        "loop_guard",
         "num_cached",
         "num_prompt",
         "num_told",
@@ -80,9 +82,12 @@ class Sequence:
         limit: int,
         runs_ahead: bool,
         constraint: Constraint | None,
+        loops: LoopLimits | None = None,
     ) -> None:
         self.id, self.request, self.key = id, request, key
         self.limit, self.runs_ahead, self.constraint = limit, runs_ahead, constraint
+        asked = request.sampling.repetition_detection and not request.sampling.ignore_eos
+        self.loop_guard = LoopGuard(loops) if loops and loops.num_tokens and asked else None
         self.status = Status.WAITING
         self.tokens = list(request.prompt_ids)
         self.num_prompt = self.num_told = len(request.prompt_ids)
@@ -132,9 +137,15 @@ class Sequence:
                 return "stop"
             if len(self.tokens) >= self.limit:
                 return "length"
+            if self._loops() and self.num_outputs >= sampling.min_tokens:
+                return "repetition"
             if constraint is not None:
                 constraint.accept(token)
         return "error" if constraint is not None and constraint.error else None
+
+    def _loops(self) -> bool:
+        guard = self.loop_guard
+        return guard is not None and guard.is_loop(self.tokens, self.num_prompt)
 
     def jump(self) -> tuple[FinishReason | None, int]:
         """Append what the constraint forces, without asking the model; gives why that ends the

@@ -20,7 +20,7 @@ from fathom.core.sampling_checks import normalize
 from fathom.core.structured import MAX_GRAMMAR_CHARS as MAX_GRAMMAR_CHARS
 from fathom.core.structured import StructuredOutputs as StructuredOutputs
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class SamplingParams:
     `prompt_logprobs` the same for prompt positions. `structured_outputs`: the form of the answer.
     No tokens but `allowed_token_ids` come, and no sequence of `bad_token_ids` comes whole, except
     where the form of the answer leaves nothing else.
+    `repetition_detection` ends an answer that loops, unless `ignore_eos` asks for tokens whatever
+    they are.
 
     An instance is valid and in normal form: lists become tuples, one stop string a tuple of it,
     `top_k` -1 becomes 0.
@@ -84,6 +86,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     reasoning_limit: ReasoningLimit | None = None
     structured_outputs: StructuredOutputs | None = None
+    repetition_detection: bool = True
 
     def __post_init__(self) -> None:
         given = {item.name: getattr(self, item.name) for item in fields(self)}

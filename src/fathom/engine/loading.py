@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from fathom.config import EngineConfig
 from fathom.core.loop import EngineCore
+from fathom.core.loop_guard import LoopLimits
 from fathom.core.scheduler import SchedulerConfig
 from fathom.engine.text_side import model_directory
 from fathom.perf.resolve import resolve
@@ -63,4 +64,5 @@ def scheduler_config(plan: DeploymentPlan) -> SchedulerConfig:
         num_drafts=plan.num_drafts,
         run_ahead=bool(plan.run_ahead),
         prefix_cache=plan.prefix_cache,
+        loops=LoopLimits(plan.loop_guard_tokens, plan.loop_guard_repeats),
     )

@@ -91,12 +91,18 @@ def resolve(
         step_timeout_s=notes.setting(
             "step_timeout_s", "step_timeout_s", config.step_timeout_s, "far above any step"
         ),
+        loop_guard_tokens=notes.setting(
+            "loop_guard_tokens", "loop_guard_tokens", config.loop_guard_tokens, "long for a refrain"
+        ),
+        loop_guard_repeats=notes.setting(
+            "loop_guard_repeats", "loop_guard_repeats", config.loop_guard_repeats, "as above"
+        ),
+        kernel_buffers=() if kernels is None else kernels.buffers(),
         ledger=fitter.lines(fit),
         decisions=tuple(notes.decisions),
         dequantize=working.dequantize,
         quantization=working.quantization,
         ops_backend=backend,
-        kernel_buffers=() if kernels is None else kernels.buffers(),
     )
 
 

@@ -18,6 +18,7 @@ class Call:
     id: str
     name: str
     pieces: list[str] = field(default_factory=list)
+    flaw: str = ""
 
     @property
     def arguments(self) -> str:
@@ -64,6 +65,7 @@ class Choice:
         for call in delta.tool_calls:
             known = self._calls.setdefault(call.index, Call(call.id or "", call.name or ""))
             known.pieces.append(call.arguments)
+            known.flaw = known.flaw or call.flaw
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
         self.prompt_logprobs += delta.prompt_logprobs

@@ -38,7 +38,8 @@ class ServerConfig(RequestLimits):
     chat_template: str | None = field(
         default=None,
         metadata=setting(
-            "Name of a built-in chat template; the checkpoint's own where not given.",
+            "Name of a built-in chat template, or a file with one in Jinja; the checkpoint's own "
+            "where not given.",
             "--chat-template",
         ),
     )

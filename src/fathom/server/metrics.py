@@ -30,7 +30,7 @@ _REQUEST_S = (
 _STEP_TOKENS = (1.0, *(float(8 << i) for i in range(12)))
 _CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0)
 _PREFIX = "vllm:"
-_FINISH_REASONS = ("stop", "length", "tool_calls", "abort", "error")
+_FINISH_REASONS = ("stop", "length", "repetition", "tool_calls", "abort", "error")
 
 _HISTOGRAMS: Mapping[str, tuple[str, tuple[float, ...] | None]] = {
     "time_to_first_token_seconds": ("Time to the first token", _FIRST_TOKEN_S),

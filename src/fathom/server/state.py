@@ -152,7 +152,9 @@ class ServerState:
             self._model = ServedModel(
                 plan=engine.plan,
                 tokenizer=text.tokenizer,
-                template=choose_template({}, named) if named else text.template,
+                template=choose_template(text.tokenizer.config, named, text.tokenizer.special_ids)
+                if named
+                else text.template,
                 defaults=text.defaults,
                 created_s=int(time.time()),
             )

@@ -60,6 +60,9 @@ class DeploymentPlan:
     # Format in which matrices are held whatever is stored; None: as they are stored.
     quantization: Quantization | None = None
     ops_backend: str = "reference"
+    # What ends an answer that loops: tokens of one stretch over and over, and how often.
+    loop_guard_tokens: int = 1024
+    loop_guard_repeats: int = 8
     # Sizes of the CPU kernels' buffers as the ledger counts them (`perf/kernel_memory.py`); none
     # elsewhere.
     kernel_buffers: tuple[int, ...] = ()

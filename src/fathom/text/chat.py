@@ -1,123 +1,21 @@
 """Conversations to token ids, by the template of the checkpoint's generation.
 
 Templates are code, not Jinja: a checkpoint runs no program here, and what is control and what is
-text stays apart until both are ids.
+text stays apart until both are ids. The operator alone may give one in Jinja.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
 
-from fathom.errors import ConfigError, RequestError
-from fathom.text.markers import END_THINK, THINK
+from fathom.errors import RequestError
 from fathom.text.messages import parse_messages, parse_tools
-from fathom.text.output import OutputFormat
-from fathom.text.render import Conversation, V3Style, render_plain, render_v3, render_v31
-from fathom.text.segments import ASSISTANT, USER, PromptBuilder, Segment, encode_segments
+from fathom.text.render import Conversation, render_plain, render_v3, render_v31
+from fathom.text.segments import PromptBuilder, Segment, encode_segments
+from fathom.text.templates import TEMPLATES as TEMPLATES
+from fathom.text.templates import ChatTemplate as ChatTemplate
+from fathom.text.templates import choose_template as choose_template
 from fathom.text.tokenizer import Tokenizer
-from fathom.text.tools import ToolFormat
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatTemplate:
-    """A prompt format. `reasons`: whether its models think before they answer, never, always, or
-    when asked to. `tool_format` None: it cannot express tools."""
-
-    name: str
-    family: Literal["v3", "v3.1", "plain", "unknown"]
-    reasons: Literal["never", "always", "asked"] = "never"
-    tool_format: ToolFormat | None = None
-    style: V3Style = field(default_factory=V3Style)
-
-    def thinking_mode(self, thinking: bool | None) -> bool:
-        """Whether the model will think, where a request asks for `thinking` (None: the default).
-
-        Raises: RequestError where the model cannot do what is asked.
-        """
-        if thinking is None or self.reasons == "asked":
-            return self.reasons == "always" if thinking is None else thinking
-        if thinking == (self.reasons == "always"):
-            return thinking
-        raise RequestError(
-            f"thinking cannot be {'on' if thinking else 'off'} with the {self.name} template",
-            param="thinking",
-            code="unsupported_value",
-            wanted=f"{not thinking} or nothing: these models {self.reasons} reason",
-        )
-
-    def output_format(
-        self, tokenizer: Tokenizer, prompt_ids: tuple[int, ...], *, reads_tools: bool
-    ) -> OutputFormat:
-        """How to read the answer to `prompt_ids`; `reads_tools` where the request offers tools."""
-        splits = self.reasons != "never"
-        is_inside = splits and _ends_inside_reasoning(tokenizer, prompt_ids)
-        return OutputFormat(
-            splits_reasoning=splits,
-            starts_inside=is_inside,
-            opens_reasoning=self.reasons == "always"
-            and prompt_ids[-1] == tokenizer.special_ids.get(ASSISTANT),
-            tools=self.tool_format if reads_tools else None,
-        )
-
-
-_CLOSED = V3Style(closes_user=True)
-_R1 = V3Style(drops_reasoning=True, opens_reasoning=True)
-_R1_0528 = V3Style(closes_user=True, drops_reasoning=True)
-
-TEMPLATES: Mapping[str, ChatTemplate] = {
-    template.name: template
-    for template in (
-        ChatTemplate(name="deepseek-v3", family="v3", tool_format="fenced"),
-        ChatTemplate(name="deepseek-v3-0324", family="v3", tool_format="fenced", style=_CLOSED),
-        ChatTemplate(
-            name="deepseek-r1", family="v3", reasons="always", tool_format="fenced", style=_R1
-        ),
-        ChatTemplate(
-            name="deepseek-r1-0528",
-            family="v3",
-            reasons="always",
-            tool_format="fenced",
-            style=_R1_0528,
-        ),
-        ChatTemplate(name="deepseek-v3.1", family="v3.1", reasons="asked", tool_format="bare"),
-        ChatTemplate(name="plain", family="plain"),
-    )
-}
-UNKNOWN = ChatTemplate(name="unknown", family="unknown")
-
-
-def choose_template(
-    tokenizer_config: Mapping[str, object], name: str | None = None
-) -> ChatTemplate:
-    """The template called `name`, or the one that the checkpoint's own chat template is.
-
-    A checkpoint without a chat template gets the one that its control tokens fit (`deepseek-v3.1`
-    with `<think>`, `deepseek-v3` without), or `plain`; one with a template that is none of
-    DeepSeek's gets `unknown`, with which chat is refused and completions work.
-    Raises: ConfigError for an unknown name.
-    """
-    if name is not None:
-        if name not in TEMPLATES:
-            wanted = ", ".join(TEMPLATES)
-            raise ConfigError("chat template", found=repr(name), wanted=f"one of {wanted}")
-        return TEMPLATES[name]
-    jinja = _jinja(tokenizer_config.get("chat_template"))
-    if not jinja:
-        return TEMPLATES[_by_tokens(tokenizer_config.get("added_tokens_decoder"))]
-    if ASSISTANT not in jinja:
-        is_v2 = "'User: '" in jinja and "'Assistant:'" in jinja
-        return TEMPLATES["plain"] if is_v2 else UNKNOWN
-    if END_THINK in jinja and "thinking" in jinja:
-        return TEMPLATES["deepseek-v3.1"]
-    if "is_last_user" in jinja:
-        return TEMPLATES["deepseek-r1-0528" if END_THINK in jinja else "deepseek-v3-0324"]
-    if THINK in jinja:
-        return TEMPLATES["deepseek-r1"]
-    if END_THINK in jinja:  # R1's first template left it to the model to open its reasoning
-        return replace(TEMPLATES["deepseek-r1"], style=V3Style(drops_reasoning=True))
-    return TEMPLATES["deepseek-v3"]
 
 
 def render_chat(
@@ -227,6 +125,8 @@ def _render(template: ChatTemplate, chat: Conversation) -> PromptBuilder:
         for index, message in enumerate(chat.messages):
             if message.role == "tool" or message.tool_calls:
                 raise _no_tools(template, f"messages[{index}]")
+    if template.jinja is not None:
+        return template.jinja.render(chat)
     if template.family == "v3.1":
         return render_v31(chat)
     if template.family == "v3":
@@ -241,34 +141,3 @@ def _no_tools(template: ChatTemplate, param: str) -> RequestError:
         code="unsupported_value",
         fix="leave tools out, or serve a checkpoint that was trained with them",
     )
-
-
-def _jinja(raw: object) -> str:
-    """The template's text; of several named ones, the default."""
-    if isinstance(raw, list):
-        named = {
-            entry.get("name"): entry.get("template") for entry in raw if isinstance(entry, dict)
-        }
-        raw = named.get("default")
-    return raw if isinstance(raw, str) else ""
-
-
-def _by_tokens(added: object) -> str:
-    """The template whose control tokens are among transformers' `added_tokens_decoder`."""
-    entries = added.values() if isinstance(added, dict) else ()
-    tokens = {entry.get("content") for entry in entries if isinstance(entry, dict)}
-    if not {USER, ASSISTANT} <= tokens:
-        return "plain"
-    return "deepseek-v3.1" if {THINK, END_THINK} <= tokens else "deepseek-v3"
-
-
-def _ends_inside_reasoning(tokenizer: Tokenizer, prompt_ids: tuple[int, ...]) -> bool:
-    """Whether the prompt has opened reasoning and not closed it. User text cannot pretend so:
-    it holds no control ids."""
-    start, end = (tokenizer.special_ids.get(marker) for marker in (THINK, END_THINK))
-    if start is None or end is None:  # spelled as text, at the very end of the prompt
-        return tokenizer.decode(prompt_ids[-64:]).rstrip().endswith(THINK)
-    for token_id in reversed(prompt_ids):
-        if token_id in (start, end):
-            return token_id == start
-    return False

@@ -5,17 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
+from fathom.text.arguments import Flaw
+
+FinishReason = Literal["stop", "length", "repetition", "tool_calls", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """A piece of tool call number `index`: `id` and `name` come once, with its first piece."""
+    """A piece of tool call number `index`: `id` and `name` come once, with its first piece.
+
+    The last piece of one whose arguments were not JSON has a `flaw`: "repaired" where they are
+    now, "invalid" where they stay as the model wrote them.
+    """
 
     index: int
     id: str | None = None
     name: str | None = None
     arguments: str = ""
+    flaw: Flaw = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,8 @@ class Delta:
     `text` is the answer proper, `reasoning` what the model thought before it. `token_ids` and
     `logprobs` come when the tokens do, text when it is certain, so they need not match one by one
     (`logprobs` and `token_ids` do). `stop_reason` is the stop string or stop token id. The counts
-    are totals so far. `error` explains finish_reason "error".
+    are totals so far. `has_stray_markup`: some text is markup of tool calls that could not be
+    read. `error` explains finish_reason "error".
     """
 
     index: int = 0
@@ -65,6 +73,7 @@ class Delta:
     num_tokens: int = 0
     num_reasoning_tokens: int = 0
     num_cached: int = 0
+    has_stray_markup: bool = False
     error: str = ""
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fathom.core.types import SamplingParams, TokenEvent, TokenLogprobs
+from fathom.text.arguments import RepairLevel
 from fathom.text.delta import Delta, FinishReason, TokenLogprob, ToolCallDelta, TopToken
 from fathom.text.detokenize import Detokenizer
 from fathom.text.markers import (
@@ -27,13 +28,14 @@ class OutputFormat:
 
     `splits_reasoning`: part it at `<think>` and `</think>`; `starts_inside`: the prompt has opened
     the reasoning; `opens_reasoning`: the model will. `tools`: the format of tool calls, where the
-    request offers tools.
+    request offers tools; `repairs`: what is mended in their arguments.
     """
 
     splits_reasoning: bool = False
     starts_inside: bool = False
     opens_reasoning: bool = False
     tools: ToolFormat | None = None
+    repairs: RepairLevel = "closing"
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -80,7 +82,8 @@ class OutputStream:
             ends_at = frozenset((CALLS_BEGIN, CALL_BEGIN)) if format.tools else frozenset()
             self._reasoning = ReasoningSplitter(starts_inside=format.starts_inside, ends_at=ends_at)
         if format.tools:
-            self._tools = ToolCallParser(format.tools, lambda i: f"call_{name}_{index}_{i}")
+            self._tools = ToolCallParser(lambda i: f"call_{name}_{index}_{i}", format.repairs)
+        self._has_stray_markup = False
         self.is_finished = False
         """Whether the last delta has been given."""
         self.needs_cancel = False
@@ -120,6 +123,8 @@ class OutputStream:
             num_tokens=self.num_tokens,
             num_reasoning_tokens=self.num_reasoning_tokens,
             num_cached=self.num_cached,
+            has_stray_markup=self._has_stray_markup
+            or (self._tools is not None and self._tools.has_stray_markup),
             error=event.error,
         )
 
@@ -172,7 +177,10 @@ class OutputStream:
         parts = [("answer", piece)] if self._reasoning is None else self._reasoning.push(piece)
         for channel, part in parts:
             if channel == "reasoning":
+                if self._tools is not None:
+                    told.add(self._tools.interrupt())
                 told.reasoning.append(part.text or part.marker or "")
+                self._has_stray_markup |= part.marker is not None
             elif self._tools is None:
                 told.text.append(part.text or part.marker or "")
             else:

@@ -22,7 +22,7 @@ class ReasoningSplitter:
         self.is_inside = starts_inside
         self._ends_at = ends_at
         self._trims_start = starts_inside
-        self._newlines = ""
+        self._newlines: list[str] = []
 
     def push(self, piece: Piece) -> list[tuple[Channel, Piece]]:
         """The piece by channel, less newlines that may turn out to stand before `</think>`."""
@@ -48,10 +48,10 @@ class ReasoningSplitter:
             return [("answer", Piece(text))]
         body = text.rstrip("\n")
         if not body:
-            self._newlines += text
+            self._newlines.append(text)
             return []
-        told = self._newlines + body
-        self._newlines = text[len(body) :]
+        told = "".join((*self._newlines, body))
+        self._newlines = [text[len(body) :]]
         return [("reasoning", Piece(told))]
 
     def finish(self) -> list[tuple[Channel, Piece]]:
@@ -59,11 +59,11 @@ class ReasoningSplitter:
         return self._release()
 
     def _release(self) -> list[tuple[Channel, Piece]]:
-        held, self._newlines = self._newlines, ""
+        held, self._newlines = "".join(self._newlines), []
         return [("reasoning", Piece(held))] if held else []
 
     def _turn(self, is_inside: bool) -> None:
         if is_inside != self.is_inside:
             self._trims_start = True
         self.is_inside = is_inside
-        self._newlines = ""
+        self._newlines = []

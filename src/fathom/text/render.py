@@ -1,7 +1,7 @@
 """DeepSeek's published prompt formats as code, one function per family.
 
-Sources: `chat_template` in the tokenizer_config.json of deepseek-ai/DeepSeek-V3, -V3-0324, -R1,
--R1-0528, -V3.1 and -V2-Lite; the tools block is the one in DeepSeek-V3.1's model card.
+Sources: `chat_template` in the tokenizer_config.json of deepseek-ai/DeepSeek-V2-Lite, -V2.5, -V3,
+-V3-0324, -R1, -R1-0528, -R1-Distill-*, -V3.1; the tools block is the one in V3.1's model card.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fathom.text.markers import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, END_THINK, SEP, THINK
 from fathom.text.messages import Message, Tool, ToolCall
@@ -73,23 +74,28 @@ def render_v31(chat: Conversation) -> PromptBuilder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class V3Style:
-    """How the templates of V3 and R1 differ. `closes_user`: `<｜Assistant｜>` follows each user
-    message (0324, 0528) and not precedes each answer. `drops_reasoning`: from earlier answers.
-    `opens_reasoning`: the generation prompt ends in `<think>\\n`.
+    """How the templates of V2.5 to R1 differ. `closes_user`: `<｜Assistant｜>` follows each user
+    message (0324, 0528) and not precedes each answer. `drops_reasoning`: from earlier answers;
+    "any": from those with calls or after results, too. `opens_reasoning`: the generation prompt
+    ends in `<think>\\n`. `between_results`: of tools. `one_system`: only the last one counts.
     """
 
     closes_user: bool = False
-    drops_reasoning: bool = False
+    drops_reasoning: Literal["no", "answers", "any"] = "no"
     opens_reasoning: bool = False
+    between_results: str = "\n"
+    one_system: bool = False
 
 
 def render_v3(chat: Conversation, style: V3Style) -> PromptBuilder:
-    """DeepSeek-V3 and R1: tool calls are fenced.
+    """DeepSeek-V2.5, V3, R1 and its distillations: tool calls are fenced.
 
-    The first V3 and R1 templates carry state over from one round of tool calls to the next, which
-    breaks their own markup from the second round on; here every round is well-formed, as in 0324.
+    Templates before 0324 carry state over from one round of tool calls to the next, which breaks
+    their own markup from the second round on; V2.5's and the distillations' do not close a block
+    of one call and pass over calls that come with text. Here every round is well-formed, as in
+    0324; `--chat-template FILE` gives a published template to the letter.
     """
-    out = PromptBuilder().control(BOS).text(_system(chat.messages))
+    out = PromptBuilder().control(BOS).text(_system(chat.messages, style.one_system))
     _tools_block(out, chat.tools, is_fenced=True)
     has_tag = after_tool = False  # has_tag: `<｜Assistant｜>` stands already
     for index, message in enumerate(chat.messages):
@@ -100,7 +106,7 @@ def render_v3(chat: Conversation, style: V3Style) -> PromptBuilder:
             has_tag, after_tool = style.closes_user, False
         elif message.role == "tool":
             if after_tool:
-                out.text("\n")
+                out.text(style.between_results)
             else:
                 out.control(OUTPUTS_BEGIN)
             out.control(OUTPUT_BEGIN).text(message.content).control(OUTPUT_END)
@@ -125,15 +131,17 @@ def render_v3(chat: Conversation, style: V3Style) -> PromptBuilder:
 def _v3_answer(
     out: PromptBuilder, message: Message, style: V3Style, *, after_tool: bool, is_open: bool
 ) -> None:
+    is_plain = not (after_tool or message.tool_calls)
+    drops = style.drops_reasoning == "any" or (style.drops_reasoning == "answers" and is_plain)
+    content = _answer(message.content, drops_reasoning=drops, last=True)
     if message.tool_calls:
-        out.text(message.content)
+        out.text(content)
         _calls(out, message.tool_calls, is_fenced=True)
         return
-    if is_open and style.drops_reasoning and message.reasoning:
+    if is_open and style.drops_reasoning != "no" and message.reasoning:
         out.control(THINK).text("\n")
         _reasoning(out, message, END_THINK, before="\n", after="\n\n")
-    drops = style.drops_reasoning and not after_tool
-    out.text(_answer(message.content, drops_reasoning=drops, last=True))
+    out.text(content)
     if not is_open:
         out.control(EOS)
 
@@ -155,9 +163,10 @@ def render_plain(chat: Conversation) -> PromptBuilder:
     return out
 
 
-def _system(messages: Sequence[Message]) -> str:
+def _system(messages: Sequence[Message], only_last: bool = False) -> str:
     """All system messages, wherever they stand, open the prompt."""
-    return "\n\n".join(message.content for message in messages if message.role == "system")
+    texts = [message.content for message in messages if message.role == "system"]
+    return "\n\n".join(texts[-1:] if only_last else texts)
 
 
 def _answer(content: str, *, drops_reasoning: bool, last: bool) -> str:

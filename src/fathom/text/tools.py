@@ -1,4 +1,4 @@
-"""Reads tool calls out of an answer as it comes, in DeepSeek's two formats.
+"""Reads tool calls out of an answer as it comes, in DeepSeek's two formats, whichever is written.
 
 fenced (V3, R1):  CALLS_BEGIN (CALL_BEGIN "function" SEP name "\\n```json\\n" arguments "\\n```"
                   CALL_END "\\n"?)+ CALLS_END
@@ -13,34 +13,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from fathom.text.arguments import ArgumentsReader, RepairLevel
 from fathom.text.delta import ToolCallDelta
 from fathom.text.markers import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEP, Piece
 
 ToolFormat = Literal["fenced", "bare"]
-_FENCE = "```json\n"
+_FENCES = ("```json\n", "```\n")
 _MAX_NAME_CHARS = 256
+_SPACE = " \t\n\r"
+
+Told = list[str | ToolCallDelta]
 
 
 class ToolCallParser:
     """Turns pieces into content text and tool call deltas, independent of how text is cut.
 
     A call is announced when its header is complete; its arguments then stream as the model writes
-    them. Markup that is not of the format comes back as content, markers and all: nothing is lost
-    but white space between calls. `make_id` names call number i.
+    them, mended up to level `repairs`. Markup that is not of the formats comes back as content,
+    markers and all, and sets `has_stray_markup`: nothing is lost but white space between calls.
+    `make_id` names call number i. Cost: linear in the text.
     """
 
-    def __init__(self, format: ToolFormat, make_id: Callable[[int], str]) -> None:
-        self._format = format
+    def __init__(self, make_id: Callable[[int], str], repairs: RepairLevel = "closing") -> None:
         self._make_id = make_id
+        self._repairs = repairs
         self._state: Literal["content", "block", "header", "fence", "arguments"] = "content"
-        self._raw = ""  # since the last thing told: what malformed markup comes back as
+        self._raw: list[str] = []  # since the last thing told: what malformed markup comes back as
         self._header = ""
-        self._tail = ""  # end of the arguments that may be the closing fence
+        self._arguments = ArgumentsReader(repairs)
+        self._is_fenced = False
+        self._tail: list[str] = []  # end of the arguments that may be white space and the fence
         self._is_empty_call = True
         self._calls_in_block: int | None = None  # None outside CALLS_BEGIN .. CALLS_END
         self.num_calls = 0
+        self.has_stray_markup = False
 
-    def push(self, piece: Piece) -> list[str | ToolCallDelta]:
+    def push(self, piece: Piece) -> Told:
         """What the piece makes known: content as str, calls as deltas."""
         if piece.marker is not None:
             return self._marker(piece.marker)
@@ -58,15 +66,19 @@ class ToolCallParser:
             case "arguments":
                 return self._read_arguments(piece.text)
 
-    def finish(self) -> list[str | ToolCallDelta]:
+    def finish(self) -> Told:
         """What was held back: an unfinished header as content, the rest of cut-off arguments."""
+        return self.interrupt(is_cut_off=True)
+
+    def interrupt(self, *, is_cut_off: bool = False) -> Told:
+        """What was held back, now that something else comes: reasoning ends an open call."""
         if self._state == "arguments":
-            return self._end_call(is_cut_off=True)
+            return self._end_call(is_cut_off=is_cut_off)
         if self._state == "block" and self._calls_in_block:
-            self._raw = ""
+            self._raw.clear()
         return self._give_up()
 
-    def _marker(self, marker: str) -> list[str | ToolCallDelta]:
+    def _marker(self, marker: str) -> Told:
         match self._state:
             case "content" | "block":
                 return self._marker_outside(marker)
@@ -77,117 +89,121 @@ class ToolCallParser:
                     return self._end_call()
                 if marker in (CALL_BEGIN, CALLS_BEGIN, CALLS_END):  # CALL_END was forgotten
                     return [*self._end_call(), *self._marker_outside(marker)]
-                return self._read_arguments(marker)  # a tool that is told about markers
+                self.has_stray_markup = True  # of a tool that is told about markers, perhaps
+                return self._read_arguments(marker)
             case _:
                 return [*self._give_up(), *self._marker_outside(marker)]
 
-    def _marker_outside(self, marker: str) -> list[str | ToolCallDelta]:
+    def _marker_outside(self, marker: str) -> Told:
         """A marker in content or between calls."""
         if marker == CALL_BEGIN:
             if self._calls_in_block:
-                self._raw = ""
-            self._state, self._header, self._raw = "header", "", self._raw + marker
+                self._raw.clear()
+            self._state, self._header = "header", ""
+            self._raw.append(marker)
             return []
         if marker == CALLS_BEGIN and self._calls_in_block is None:
-            self._state, self._calls_in_block, self._raw = "block", 0, marker
+            self._state, self._calls_in_block, self._raw = "block", 0, [marker]
             return []
         if marker == CALLS_END and self._calls_in_block:
-            self._state, self._calls_in_block, self._raw = "content", None, ""
+            self._state, self._calls_in_block = "content", None
+            self._raw.clear()
             return []
-        if self._calls_in_block:
-            told, self._raw = self._raw + marker, ""
-            return [told]
-        self._raw += marker
+        self._raw.append(marker)
         return self._give_up()
 
-    def _between_calls(self, text: str) -> list[str | ToolCallDelta]:
-        body = text.rstrip()
-        if not body:
-            self._raw += text
-            return []
-        if not self._calls_in_block:
-            self._raw += text
-            return self._give_up()
-        told, self._raw = self._raw + body, text[len(body) :]
+    def _between_calls(self, text: str) -> Told:
+        body = text.rstrip(_SPACE)
+        if not body or not self._calls_in_block:
+            self._raw.append(text)
+            return self._give_up() if body else []
+        told, self._raw = "".join((*self._raw, body)), [text[len(body) :]]
         return [told]
 
-    def _read_header(self, text: str) -> list[str | ToolCallDelta]:
+    def _read_header(self, text: str) -> Told:
         self._header += text
-        self._raw += text
+        self._raw.append(text)
         return self._give_up() if len(self._header) > _MAX_NAME_CHARS else []
 
-    def _end_header(self) -> list[str | ToolCallDelta]:
-        self._raw += SEP
+    def _end_header(self) -> Told:
+        self._raw.append(SEP)
         header, self._header = self._header.strip(), ""
-        if self._format == "fenced":
-            if header != "function":
-                return self._give_up()
+        if header == "function":
             self._state = "fence"
             return []
         return self._announce(header) if _is_name(header) else self._give_up()
 
-    def _read_fence(self, text: str) -> list[str | ToolCallDelta]:
+    def _read_fence(self, text: str) -> Told:
+        """After `function` and SEP: a name on its line, or arguments for a tool of that name."""
         self._header += text
-        self._raw += text
+        self._raw.append(text)
+        if self._header.lstrip(_SPACE).startswith("{"):
+            return [*self._announce("function"), *self._read_arguments(self._held_header())]
         name, newline, rest = self._header.partition("\n")
-        if len(name) > _MAX_NAME_CHARS:
+        if len(name) > _MAX_NAME_CHARS or (newline and not _is_name(name.strip())):
             return self._give_up()
         if not newline:
             return []
-        if _is_name(name.strip()):
-            if rest.startswith(_FENCE):
-                return [*self._announce(name.strip()), *self._read_arguments(rest[len(_FENCE) :])]
-            if _FENCE.startswith(rest):
-                return []
-        return self._give_up()
+        for fence in _FENCES:
+            if rest.startswith(fence):
+                told = self._announce(name.strip())
+                self._is_fenced = True
+                return [*told, *self._read_arguments(rest[len(fence) :])]
+        if rest.startswith("{"):  # the fence was forgotten
+            return [*self._announce(name.strip()), *self._read_arguments(rest)]
+        return [] if any(fence.startswith(rest) for fence in _FENCES) else self._give_up()
 
-    def _announce(self, name: str) -> list[str | ToolCallDelta]:
+    def _held_header(self) -> str:
+        held, self._header = self._header, ""
+        return held
+
+    def _announce(self, name: str) -> Told:
         index, self.num_calls = self.num_calls, self.num_calls + 1
         if self._calls_in_block is not None:
             self._calls_in_block += 1
-        self._state, self._raw, self._header, self._tail = "arguments", "", "", ""
-        self._is_empty_call = True
+        self._state, self._raw, self._tail = "arguments", [], []
+        self._arguments = ArgumentsReader(self._repairs)
+        self._is_empty_call, self._is_fenced = True, False
         return [ToolCallDelta(index, id=self._make_id(index), name=name)]
 
-    def _read_arguments(self, text: str) -> list[str | ToolCallDelta]:
-        text = self._tail + text
-        kept = _without_fence(text) if self._format == "fenced" else text.rstrip()
-        self._tail = text[len(kept) :]
-        if self._is_empty_call:
-            kept = kept.lstrip()
-        return self._arguments(kept)
-
-    def _arguments(self, text: str) -> list[str | ToolCallDelta]:
-        if not text:
+    def _read_arguments(self, text: str) -> Told:
+        body = text.rstrip(_SPACE + "`" if self._is_fenced else _SPACE)
+        if not body:
+            self._tail.append(text)
             return []
-        self._is_empty_call = False
-        return [ToolCallDelta(self.num_calls - 1, arguments=text)]
+        told = "".join((*self._tail, body))
+        self._tail = [text[len(body) :]]
+        if self._is_empty_call:
+            told, self._is_empty_call = told.lstrip(_SPACE), False
+        return self._tell(self._arguments.feed(told))
 
-    def _end_call(self, *, is_cut_off: bool = False) -> list[str | ToolCallDelta]:
+    def _tell(self, text: str) -> Told:
+        return [ToolCallDelta(self.num_calls - 1, arguments=text)] if text else []
+
+    def _end_call(self, *, is_cut_off: bool = False) -> Told:
         """Close the call: the closing fence and white space go; no arguments at all are `{}`."""
-        tail, self._tail = self._tail, ""
+        tail = "".join(self._tail).rstrip(_SPACE)
+        self._tail = []
+        if self._is_fenced:
+            tail = tail.removesuffix("```").rstrip(_SPACE)
         self._state = "content" if self._calls_in_block is None else "block"
-        told = [] if tail.strip() in ("", "```") else self._arguments(tail)
-        if self._is_empty_call and not is_cut_off:
-            return self._arguments("{}")
-        return told
+        if self._is_empty_call and not tail:
+            return [] if is_cut_off else self._tell("{}")
+        text = self._arguments.feed(tail.lstrip(_SPACE) if self._is_empty_call else tail)
+        rest, flaw = self._arguments.finish(is_ended=not is_cut_off)
+        if not (text or rest or flaw):
+            return []
+        return [ToolCallDelta(self.num_calls - 1, arguments=text + rest, flaw=flaw)]
 
-    def _give_up(self) -> list[str | ToolCallDelta]:
-        """What was held is not markup of the format: it is content."""
-        raw, self._raw, self._header = self._raw, "", ""
+    def _give_up(self) -> Told:
+        """What was held is not markup of the formats: it is content."""
+        raw, self._raw, self._header = "".join(self._raw), [], ""
         self._state = "block" if self._calls_in_block else "content"
         if not self._calls_in_block:
             self._calls_in_block = None
+        self.has_stray_markup = self.has_stray_markup or bool(raw)
         return [raw] if raw else []
 
 
 def _is_name(text: str) -> bool:
     return 0 < len(text) <= _MAX_NAME_CHARS and not any(char.isspace() for char in text)
-
-
-def _without_fence(text: str) -> str:
-    """`text` less white space, up to three backticks, and white space again at its end."""
-    body = text.rstrip()
-    for _ in range(3):
-        body = body.removesuffix("`")
-    return body.rstrip()

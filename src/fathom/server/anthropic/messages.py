@@ -69,7 +69,7 @@ class _Job(Job[MessagesRequest]):
 
     def end(self, reason: str | None, detail: str | int | None) -> dict[str, Any]:
         """Why an answer ended."""
-        names = {"length": "max_tokens", "tool_calls": "tool_use"}
+        names = {"length": "max_tokens", "repetition": "max_tokens", "tool_calls": "tool_use"}
         told = None if reason is None else names.get(reason, "end_turn")
         if reason == "length" and self.is_cut:
             told = "model_context_window_exceeded"

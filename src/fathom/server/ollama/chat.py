@@ -35,7 +35,7 @@ from fathom.text.delta import Delta
 from fathom.text.prompt import encode_infill, encode_prompt
 
 # None: nothing was asked, which is how clients have a model loaded.
-_REASONS = {"length": "length", None: "load"}
+_REASONS = {"length": "length", "repetition": "repetition", None: "load"}
 
 _NAMES = {
     **{name: f"options.{name}" for name in Options.__struct_fields__},

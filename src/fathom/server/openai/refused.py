@@ -36,7 +36,6 @@ _COMMON: dict[str, Refused] = {
     "logprob_token_ids": Refused("logprobs of chosen tokens are not implemented yet", ([],)),
     "return_prompt_text": Refused("the prompt is not sent back", (False,), "use return_token_ids"),
     "stream_interval": Refused("every step's tokens are sent at once", (1,)),
-    "repetition_detection": Refused("stopping at loops is not implemented yet"),
     "extra_key": Refused("vLLM's name is used here", fix="use cache_salt"),
     "rid": Refused("vLLM's name is used here", fix="use request_id"),
     "session_id": Refused("sessions are not implemented yet"),

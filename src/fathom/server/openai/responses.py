@@ -59,12 +59,16 @@ class FunctionOut(Struct, frozen=True, omit_defaults=True):
 
 
 class ToolCallOut(Struct, frozen=True, omit_defaults=True):
-    """A tool call, or a piece of one (with `index`, in streams)."""
+    """A tool call, or a piece of one (with `index`, in streams).
+
+    `arguments_flaw`: "repaired" or "invalid", where the model did not write JSON.
+    """
 
     function: FunctionOut
     index: int | UnsetType = UNSET
     id: str | UnsetType = UNSET
     type: str | UnsetType = UNSET
+    arguments_flaw: str | UnsetType = UNSET
 
 
 class MessageOut(Struct, frozen=True, omit_defaults=True):
@@ -139,13 +143,14 @@ DONE = b"data: [DONE]\n\n"
 def tool_call(call: Call) -> ToolCallOut:
     """A whole tool call."""
     function = FunctionOut(name=call.name, arguments=call.arguments)
-    return ToolCallOut(function, id=call.id, type="function")
+    return ToolCallOut(function, id=call.id, type="function", arguments_flaw=call.flaw or UNSET)
 
 
 def tool_call_piece(call: ToolCallDelta) -> ToolCallOut:
     """A tool call's news for a stream: id, type and name come with its first piece."""
     if call.id is None:
-        return ToolCallOut(FunctionOut(arguments=call.arguments), index=call.index)
+        function = FunctionOut(arguments=call.arguments)
+        return ToolCallOut(function, index=call.index, arguments_flaw=call.flaw or UNSET)
     function = FunctionOut(name=call.name or "", arguments=call.arguments)
     return ToolCallOut(function, index=call.index, id=call.id, type="function")
 

@@ -50,6 +50,7 @@ def sampling_params(ask: Ask, request: ChatRequest | CompletionRequest) -> Sampl
         allowed_token_ids=request.allowed_token_ids,
         bad_token_ids=_bad_token_ids(request.bad_words or [], ask.model.tokenizer),
         skip_special_tokens=request.skip_special_tokens,
+        repetition_detection=request.repetition_detection,
         structured_outputs=form_of(request),
     )
 

@@ -124,6 +124,7 @@ class Sampling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     prompt_logprobs: int | None = None
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    repetition_detection: bool = True
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: int = 0

@@ -241,7 +241,7 @@ class _Events(Events[_Job]):
 
     def closing(self) -> bytes:
         """The end of the last item and the whole answer, which is kept now."""
-        status = "incomplete" if self._reason == "length" else "completed"
+        status = "incomplete" if self._reason in ("length", "repetition") else "completed"
         told = self._leave(status)
         self.response = self._job.response(status, self._output, self._tally)
         self._job.keep(self.response)
