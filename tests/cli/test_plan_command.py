@@ -235,7 +235,7 @@ BAD = [
     (["deepseek-v3", "--gpu", "8xH200", "--layout", "tp=4"], "a rank for each GPU"),
     (["deepseek-v3", "--gpu", "8xA100-80", "--weights", "fp8"], "no FP8"),
     (["deepseek-v3", "--weights", "fp6"], "fp6"),
-    (["deepseek-v3", "--gpu", "9999999xH200"], "1 to 16384"),
+    (["deepseek-v3", "--gpu", "9999999xH200"], "at most 16384"),
     (["deepseek-v3", "--gpu", "16xH200", "--network", "ib"], "--network"),
     (["deepseek-v3", "--gpu", "10007xH200"], "no layout"),
     (["deepseek-v3", "--claim", "isl=5,mean=1s"], "--claim"),

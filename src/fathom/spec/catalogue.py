@@ -152,7 +152,7 @@ def parse_cluster(
     match = re.fullmatch(r"\s*(?:([+-]?\d+)\s*[x×*]\s*)?(.*?)\s*", text, re.DOTALL | re.IGNORECASE)
     assert match is not None
     count, gpu = int(match[1] or 1), find_gpu(match[2], catalogue)
-    wanted = f"1 to {_MOST_GPUS} GPUs, and --nodes at least one: --gpu 8xH20-96 --nodes 2"
+    wanted = f"at least one GPU, at most {_MOST_GPUS}: --gpu 8xH20-96 --nodes 2"
     if min(count, 1 if nodes is None else nodes) < 1 or count * (nodes or 1) > _MOST_GPUS:
         raise ConfigError("--gpu", found=f"{text!r}, nodes {nodes}", wanted=wanted)
     most = max(_SERVER_GPUS, gpu.nvlink_gpus)
