@@ -169,13 +169,13 @@ def target_of(model: str, asked: HardwareConfig, engine: EngineConfig, *, tp: in
 
 def _layout(model: Model, cluster: Cluster, asked: HardwareConfig, tp: int | None) -> Layout:
     count, dp = cluster.num_gpus, asked.data_parallel_size
-    if (tp is None and count % dp) or (tp or 1) * dp > count:
+    tp = count // dp if tp is None else tp
+    if tp * dp != count:
         raise ConfigError(
             "the layout does not divide the GPUs",
-            found=f"--data-parallel-size {dp}, --tensor-parallel-size {tp or 'not given'}",
-            wanted=f"a product of at most {count}",
+            found=f"--data-parallel-size {dp}, --tensor-parallel-size {tp}",
+            wanted=f"a product of {count}: all GPUs are used",
         )
-    tp = count // dp if tp is None else tp
     has_experts = not isinstance(model, DenseSpec) and model.moe is not None
     ep = asked.expert_parallel_size
     if ep is None:
