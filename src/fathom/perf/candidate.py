@@ -145,10 +145,9 @@ class Candidate:
     @property
     def rank_key(self) -> tuple[float, ...]:
         """The best one first: what fits, keeps the weights as published, meets the demands, keeps
-        the cache, holds the model's longest sequence, comes nearest to a context that none has
-        room for, and answers most."""
+        the cache, has room for the longest sequence or comes nearest to it, and answers most."""
         missed = [one.key for one in self.shortfalls]
-        nearest = -self.context if "context" in missed else 0
+        nearest = -self.context if self.is_short else 0
         score = -self.output_per_s if self.fits else float(self.over_bytes)
         inexact = not self.precision.is_exact
         kept = not self.fits, inexact, len(missed), not self.is_exact_kv, self.is_short

@@ -85,7 +85,7 @@ def why_lost(one: Candidate, best: Candidate) -> Reason:
         return reason("inexact_kv")
     if "context" in [missed.key for missed in one.shortfalls] and one.context < best.context:
         return one.shortfalls[0]
-    if one.is_short and not best.is_short:
+    if one.is_short and one.context < best.context:
         most, asked = format_count(one.context), format_count(one.asked_context)
         return reason("short", most=most, asked=asked)
     less = 1 - one.output_per_s / best.output_per_s
