@@ -113,6 +113,8 @@ def test_requests_that_cannot_run_are_counted(capsys: pytest.CaptureFixture[str]
             ["R1", "--gpu", "8xH20-141", "--dataset-name", "sharegpt", "--dataset-path", "x"],
             "texts",
         ),
+        (["R1", "--gpu", "16xA100-80"], "does not fit"),  # FP8 weights in 16 bits, as planned
+        (["R1", "--gpu", "8xA100-80", "-q", "fp8"], "no FP8"),
         (["R1", "--gpu", "8xH20-141", "--calibration", "nowhere"], "--calibration"),
         (["R1", "--gpu", "8xH20-141", "--num-speculative-tokens", "1"], "unknown flag"),
         (["R1", "--gpu", "8xH20-141", "--request-rates", "1"], "--request-rate"),

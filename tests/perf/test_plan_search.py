@@ -92,7 +92,8 @@ def test_nothing_is_above_its_roofline(
     assert found.model is not None
     # What one sequence takes alone, its whole pipeline to itself, nobody can be below.
     assert found.steady.tpot_s >= found.model.roofline_s(decode_shape(1, input_len))
-    assert found.steady.output_per_s * found.steady.tpot_s <= users * (1 + 1e-6)
+    after_first = found.steady.requests_per_s * max(1, output_len - 1)
+    assert after_first * found.steady.tpot_s <= users * (1 + 1e-6)
     # Two operations for each active parameter and token: 37 billion in V3, 2.4 in V2-Lite.
     cluster, active = parse_cluster(case[1]), 37e9 if case[0] is V3 else 2.4e9
     peak = cluster.gpu.fp8_flops or cluster.gpu.bf16_flops
@@ -106,7 +107,7 @@ def test_every_candidate_says_why_it_lost_and_none_is_better_than_the_first() ->
         for one in found[1:]:
             assert one.rank_key >= best.rank_key
             assert why_lost(one, best).key in {
-                "over", "inexact", "inexact_kv", "slower", "context", "users",
+                "over", "inexact", "inexact_kv", "short", "slower", "context", "users",
             }  # fmt: skip
         for one in found:
             assert total_bytes(one.ledger) <= one.limit_bytes or not one.fits
@@ -138,7 +139,7 @@ def test_an_impossible_layout_is_refused_with_the_reason(layout: Layout, words: 
 
 
 def test_formats_that_a_gpu_lacks_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--weights fp8"):
+    with pytest.raises(ConfigError, match="weights in fp8"):
         search(V3, parse_cluster("8xA100-80"), Demand(weights="fp8"), built_in())
 
 
@@ -146,3 +147,18 @@ def test_an_slo_that_is_missed_is_named() -> None:
     demand = Demand(slo=Slo(ttft_s=1e-6, tpot_s=1e-6, e2e_s=1e-6))
     found = search(V3, parse_cluster("8xH200"), demand, built_in())[0]
     assert [one.key for one in found.shortfalls] == ["ttft", "tpot", "e2e"]
+
+
+def test_a_layout_with_room_for_the_longest_sequence_comes_first() -> None:
+    """A machine was named as one that does what is asked, and its own plan then said that it falls
+    short: of the faster layout that has less room."""
+    found = search(V3, parse_cluster("4xMI300X-192"), Demand(), built_in())
+    held = [one for one in found if one.precision.is_exact and one.is_exact_kv and one.fits]
+    assert not found[0].is_short
+    fastest = max((one for one in held if one.is_short), key=lambda one: one.output_per_s)
+    assert why_lost(fastest, found[0]).key == "short"
+
+
+def test_gpus_that_no_layout_divides_the_model_over() -> None:
+    with pytest.raises(ConfigError, match="no layout divides"):
+        search(V3, parse_cluster("10007xH200"), Demand(), built_in())

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from random import Random
 from typing import cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fathom.core.executor import Capacity
+from fathom.core.scheduler import SchedulerConfig
 from fathom.errors import ConfigError
 from fathom.perf.calibration import Calibration
 from fathom.perf.cost import CostModel
 from fathom.perf.minimize import minimize, minimize_positive
 from fathom.perf.shape import StepShape
+from fathom.perf.simulate import simulate
+from fathom.perf.simulation import Deployment
 from fathom.perf.steady import Load, steady
+from fathom.perf.virtual import VirtualVocabulary
+from fathom.perf.workload import LoadRequest, Workload
 from fathom.spec.parallel import Layout
 
 
@@ -116,3 +123,40 @@ def test_the_search_finds_known_minima() -> None:
     assert (x, y) == pytest.approx((1.0, 1.0), abs=1e-4)
     a, b = minimize_positive(lambda p: abs(p[0] - 1e-6) * 1e6 + abs(p[1] - 300) / 300, (1e-3, 1.0))
     assert (a, b) == pytest.approx((1e-6, 300), rel=1e-3)
+
+
+@dataclass(frozen=True)
+class Groups(Fixed):
+    """Four groups in lock step: the busiest one's prompts take the time."""
+
+    layout = Layout(dp=4)
+
+    def device_s(self, shape: StepShape) -> float:
+        prompts = shape.num_sequences - shape.decode_sequences
+        decoding = self.step_s if shape.decode_sequences else 0.0
+        return decoding + self.token_s * shape.prefill_tokens / max(1, min(4, prompts))
+
+
+@pytest.mark.parametrize("prompt", [500, 2000, 8000])
+def test_groups_of_dp_attention_do_as_simulated(prompt: int) -> None:
+    """Groups were planned to queue at one server and to compute together what waits there: a third
+    too slow where prompts are short, more than twice too fast where they take nearly all time."""
+    load = Load(concurrency=128, input_len=prompt, output_len=400)
+    costs = cast(CostModel, Groups(0.02, 2e-5))
+    rng, words = Random(7), VirtualVocabulary()
+
+    def near(length: int) -> int:
+        return rng.randint(length // 2, length * 3 // 2)
+
+    asked = [(words.draw(rng, near(prompt)), near(400)) for _ in range(768)]
+    requests = [LoadRequest(prompt=ids, prompt_len=len(ids), output_len=n) for ids, n in asked]
+    deployed = Deployment(
+        capacity=Capacity(20_000, 64, 8192, 256, 2),
+        scheduler=SchedulerConfig(max_model_len=20_000, max_queued=1000),
+        num_groups=4,
+        entry_s=0.0,
+    )
+    done = simulate(Workload(requests=tuple(requests), max_concurrency=128), deployed, costs)
+    ends = sorted(one.end_s for one in done.report.records)
+    rate = 384 / (ends[576] - ends[192])  # neither the start, all at once, nor the end
+    assert steady(costs, load).requests_per_s == pytest.approx(rate, rel=0.15)

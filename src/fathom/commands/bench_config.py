@@ -177,8 +177,13 @@ class DatasetConfig:
         check = partial(check_setting, DatasetConfig)
         name, path = self.dataset_name, self.dataset_path
         check("dataset_name", name in DATASETS, name, f"one of {', '.join(DATASETS)}")
-        is_file = name in FROM_A_FILE
-        check("dataset_path", (path is not None) == is_file, path, f"a file with {FROM_A_FILE}")
+        is_file, files = name in FROM_A_FILE, ", ".join(FROM_A_FILE)
+        check(
+            "dataset_path",
+            (path is not None) == is_file,
+            path,
+            f"a file with, and only with, {files}",
+        )
         check("num_prompts", self.num_prompts >= 1, self.num_prompts, "1 or more")
         scale = self.timed_trace_sec_multiplier
         check("timed_trace_sec_multiplier", 0 < scale < math.inf, scale, "a number over 0")

@@ -38,6 +38,8 @@ def emit(answer: Answer, path: Path) -> list[str]:
     words, best = answer.asked.words, answer.best
     runs = [one for one in answer.candidates if one.fits and not lacking(one, answer.cluster)]
     why = ", ".join(lacking(best, answer.cluster))
+    if not best.fits:
+        raise words.error("emit_no")
     if not runs:
         raise words.error("emit", found=why)
     notes = [words("text.emitted_other", why=why)] if runs[0] is not best else []

@@ -32,6 +32,7 @@ from fathom.perf.workload import Workload
 _DOC = """\
 Runs the scheduler, prefix cache and page pool under a load in virtual time: no GPU, no weights.
 The times of steps come from the cost model; the flags of the load are those of 'bench serve'.
+All GPUs are used: --tensor-parallel-size, where not given, is their number over that of -dp.
 
   fathom simulate R1 --gpu 8xH20-141 --request-rate 2 --input-len 2000 --output-len 500
   fathom simulate V3 --gpu 16xH100-80 -dp 16 --dataset-name timed_trace --dataset-path FILE"""

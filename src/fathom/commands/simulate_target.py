@@ -14,7 +14,7 @@ from fathom.perf.cost import cost_model
 from fathom.perf.fit import Budget, Fitter
 from fathom.perf.memory import RESERVE_BYTES
 from fathom.perf.parts import Formats
-from fathom.perf.precision import FORMATS
+from fathom.perf.precision import Precision, precisions
 from fathom.perf.shape import StepTime
 from fathom.perf.simulation import Deployment, Routing
 from fathom.perf.working import WorkingSet
@@ -23,7 +23,6 @@ from fathom.spec.dense import DenseSpec
 from fathom.spec.families import Model, check_layout
 from fathom.spec.formats import BFLOAT16, FP8_LATENT, Format
 from fathom.spec.hardware import Cluster
-from fathom.spec.held import Quantization
 from fathom.spec.parallel import Layout
 from fathom.units import format_bytes, format_count
 from fathom.weights.describe import describe_model
@@ -36,11 +35,7 @@ ENGINE_FIELDS = (
 """Settings of the engine that a simulation follows."""
 _ROUTINGS: tuple[Routing, ...] = ("least_loaded", "round_robin")
 _SHARE, _MAX_SEQUENCES, _BATCH_TOKENS, _DEPTH = 0.92, 256, 8192, 2
-_HELD: dict[str, tuple[Quantization, Format]] = {
-    "int8": ("int8", FORMATS["int8"]),
-    "int4": ("int4", FORMATS["int4"]),
-    "fp8": ("fp8", FORMATS["fp8"]),
-}
+_HELD = ("int8", "int4", "fp8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,15 +119,16 @@ def target_of(model: str, asked: HardwareConfig, engine: EngineConfig, *, tp: in
     assert asked.gpu is not None
     cluster = parse_cluster(asked.gpu, asked.nodes, network=asked.network, catalogue=catalogue)
     layout = _layout(known.spec, cluster, asked, tp)
-    quantization, weights = _weights(known.spec, engine.quantization)
-    formats = Formats(weights=weights, kv=_kv_format(known.spec, engine.kv_cache_dtype))
+    held = _weights(known.spec, cluster, engine.quantization)
+    formats = Formats(weights=held.format, kv=_kv_format(known.spec, engine.kv_cache_dtype))
     working = WorkingSet(
         device="cuda",
         spec=known.spec,
         layout=layout,
         max_batch_tokens=engine.max_num_batched_tokens or _BATCH_TOKENS,
         max_sequences=engine.max_num_seqs or _MAX_SEQUENCES,
-        quantization=quantization,
+        quantization=held.quantization,
+        dequantize=held.dequantize,
         page_size=engine.block_size,
     )
     fitter = Fitter(working, formats.kv, _budget(cluster, engine), None)
@@ -159,7 +155,7 @@ def target_of(model: str, asked: HardwareConfig, engine: EngineConfig, *, tp: in
     )
     kv_tokens = fit.num_pages * engine.block_size
     about = (
-        ("Model", f"{known.name}, {weights.name}, KV {formats.kv.name}"),
+        ("Model", f"{known.name}, {held.format.name}, KV {formats.kv.name}"),
         ("Machines", f"{cluster.num_gpus} x {cluster.gpu.name}, {cluster.nodes} node(s)"),
         ("Layout", f"tp={layout.tp} dp={layout.dp} ep={layout.ep}"),
         ("KV", f"{layout.dp} x {format_count(kv_tokens)} tokens, "
@@ -173,13 +169,13 @@ def target_of(model: str, asked: HardwareConfig, engine: EngineConfig, *, tp: in
 
 def _layout(model: Model, cluster: Cluster, asked: HardwareConfig, tp: int | None) -> Layout:
     count, dp = cluster.num_gpus, asked.data_parallel_size
-    if (tp is None and count % dp) or (tp or 1) * dp > count:
+    tp = count // dp if tp is None else tp
+    if tp * dp != count:
         raise ConfigError(
             "the layout does not divide the GPUs",
-            found=f"--data-parallel-size {dp}, --tensor-parallel-size {tp or 'not given'}",
-            wanted=f"a product of at most {count}",
+            found=f"--data-parallel-size {dp}, --tensor-parallel-size {tp}",
+            wanted=f"a product of {count}: all GPUs are used",
         )
-    tp = count // dp if tp is None else tp
     has_experts = not isinstance(model, DenseSpec) and model.moe is not None
     ep = asked.expert_parallel_size
     if ep is None:
@@ -189,14 +185,13 @@ def _layout(model: Model, cluster: Cluster, asked: HardwareConfig, tp: int | Non
     return layout
 
 
-def _weights(model: Model, asked: str | None) -> tuple[Quantization | None, Format]:
-    """How matrices are held. Raises: ConfigError for another name."""
-    if asked in (None, "none"):
-        return None, model.weight_format
-    if asked not in _HELD:
+def _weights(model: Model, cluster: Cluster, asked: str | None) -> Precision:
+    """How matrices are held: as they are stored where the GPUs compute in that, else in what keeps
+    the answers. Raises: ConfigError for another name, or what the GPUs have no units for."""
+    if asked not in (None, "none", *_HELD):
         wanted = f"none, {', '.join(_HELD)}"
         raise ConfigError("--quantization (quantization)", found=repr(asked), wanted=wanted)
-    return _HELD[asked]
+    return precisions(model, cluster, asked if asked in _HELD else None)[0]
 
 
 def _kv_format(model: Model, asked: str) -> Format:

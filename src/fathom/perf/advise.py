@@ -49,7 +49,7 @@ def verdict(candidates: tuple[Candidate, ...]) -> Verdict:
         return "no"
     if not best.precision.is_exact:
         return "other"
-    return "limited" if best.shortfalls or best.context < best.asked_context else "yes"
+    return "limited" if best.shortfalls or best.is_short else "yes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def changes(
     """What would do all that is asked: each one tried, the smallest change first."""
     best = candidates[0]
     missed = {one.key for one in best.shortfalls}
-    if best.fits and best.precision.is_exact and best.context < best.asked_context:
+    if best.fits and best.precision.is_exact and best.is_short:
         if missed <= {"context"}:
             yield reason("change_context", most=best.context)
     elif best.fits and missed == {"users"}:
@@ -90,7 +90,7 @@ def changes(
     seen: set[str] = set()
     for one in candidates:
         name = one.precision.name
-        if one.fits and not one.shortfalls and one.context >= one.asked_context:
+        if one.fits and not one.shortfalls and not one.is_short:
             is_other = not one.precision.is_exact
             if name not in seen and (is_other or one is not best):
                 key = "change_kv" if not is_other else "change_weights"
@@ -187,7 +187,7 @@ def _does(
         candidate(model, cluster, demand, layout, precision, kv, shortens=False)
         for layout in _few_layouts(model, cluster)
     ]
-    fitting = [one for one in tried if one.fits and one.context >= one.asked_context]
+    fitting = [one for one in tried if one.fits and not one.is_short]
     fitting.sort(key=lambda one: -one.kv_tokens)
     timed = [predicted(one, cluster, demand, calibration) for one in fitting[:_TIMED]]
     works = [one for one in timed if not one.shortfalls]

@@ -111,6 +111,11 @@ class Candidate:
         return self.kv == BFLOAT16
 
     @property
+    def is_short(self) -> bool:
+        """Whether its longest sequence is shorter than what is asked, or than the model's own."""
+        return self.context < self.asked_context
+
+    @property
     def kv_tokens_each(self) -> int:
         """Tokens of one replica's pool."""
         return self.kv_tokens // self.layout.dp
@@ -140,12 +145,13 @@ class Candidate:
     @property
     def rank_key(self) -> tuple[float, ...]:
         """The best one first: what fits, keeps the weights as published, meets the demands, keeps
-        the cache, comes nearest to a context that none has room for, and answers most."""
+        the cache, has room for the longest sequence or comes nearest to it, and answers most."""
         missed = [one.key for one in self.shortfalls]
-        nearest = -self.context if "context" in missed else 0
+        nearest = -self.context if self.is_short else 0
         score = -self.output_per_s if self.fits else float(self.over_bytes)
         inexact = not self.precision.is_exact
-        return not self.fits, inexact, len(missed), not self.is_exact_kv, nearest, score
+        kept = not self.fits, inexact, len(missed), not self.is_exact_kv, self.is_short
+        return *kept, nearest, score
 
 
 def candidate(

@@ -54,7 +54,7 @@ def precisions(model: Model, cluster: Cluster, asked: str | None) -> tuple[Preci
     lacking += [] if cluster.gpu.int8_ops else ["int8"]
     if asked in lacking:
         raise ConfigError(
-            f"--weights {asked}",
+            f"weights in {asked}",
             found=f"{cluster.gpu.name} has no {asked.upper()} arithmetic",
             wanted=", ".join(name for name in WEIGHTS if name not in lacking),
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fathom.perf.calibration import Calibration
 from fathom.spec.formats import Format
-from fathom.spec.hardware import Cluster, Cpu
+from fathom.spec.hardware import Cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,20 +74,6 @@ def cluster_rates(cluster: Cluster) -> Rates:
         vector=gpu.fp32_flops or gpu.bf16_flops * _VECTOR_SHARE,
         node=node,
         links=tuple(links),
-    )
-
-
-def cpu_rates(cpu: Cpu, sockets: int = 1) -> Rates:
-    """Of the sockets of a host as one device, as its maker states them: int4 is multiplied as int8,
-    FP8 as bfloat16."""
-    return Rates(
-        machine=cpu.id,
-        bytes_s=cpu.bandwidth_bytes_s * sockets,
-        bfloat16=cpu.flops * sockets,
-        fp8_block=cpu.flops * sockets,
-        int8=cpu.int8_ops * sockets,
-        int4=cpu.int8_ops * sockets,
-        vector=cpu.flops * sockets,
     )
 
 

@@ -11,7 +11,7 @@ from fathom.perf.precision import caches, precisions
 from fathom.spec.families import Model, check_layout, num_experts, tensor_parallel_sizes
 from fathom.spec.hardware import Cluster
 from fathom.spec.parallel import Layout
-from fathom.units import format_bytes
+from fathom.units import format_bytes, format_count
 
 _MOST_STAGES = 64
 
@@ -53,6 +53,12 @@ def search(
     if demand.layout is not None:
         check_asked(model, cluster, demand.layout)
     every = (demand.layout,) if demand.layout else tuple(layouts(model, cluster))
+    if not every:
+        raise ConfigError(
+            "--gpu",
+            found=f"{cluster.num_gpus} GPUs, over which no layout divides the model",
+            wanted="another number, such as 8, 16 or 32",
+        )
     best: Candidate | None = None
     found: list[Candidate] = []
     for precision in precisions(model, cluster, demand.weights):
@@ -79,5 +85,8 @@ def why_lost(one: Candidate, best: Candidate) -> Reason:
         return reason("inexact_kv")
     if "context" in [missed.key for missed in one.shortfalls] and one.context < best.context:
         return one.shortfalls[0]
+    if one.is_short and one.context < best.context:
+        most, asked = format_count(one.context), format_count(one.asked_context)
+        return reason("short", most=most, asked=asked)
     less = 1 - one.output_per_s / best.output_per_s
     return reason("slower", less=f"{less:.0%}")

@@ -2,13 +2,14 @@
 per output token, throughput. Arithmetic over a cost model, where `simulate` runs the scheduler.
 
 Users are asked anew as soon as they are answered. Prompts queue at one server, the prefill, and
-answers go on beside it: a closed network of a queue and a delay.
+answers go on beside it: a closed network of a queue and a delay. Groups of DP attention are one
+server that computes several prompts at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf, sqrt
+from math import expm1, inf, sqrt
 
 from fathom.errors import ConfigError
 from fathom.perf.cost import CostModel
@@ -91,17 +92,23 @@ class _Estimate:
 
     def solve(self) -> Steady:
         load, batch = self.load, self.users
-        together, found = 1, None
+        together, found = 1.0, None
         for _ in range(_ROUNDS):
             step_s, prompt_s = self._step_s(batch), self._prompt_s(batch, together)
             queue_s, cycle_s = self._queue(step_s, prompt_s)
             answer_s = cycle_s - queue_s
             alone_s = queue_s + self._prompt_s(batch, 1) - prompt_s
             made = self._made(step_s, prompt_s, alone_s, answer_s)
-            waiting = queue_s * self.users / cycle_s
+            groups, pp = self.model.layout.dp, self.model.layout.pp
+            waiting = float(round(queue_s * self.users / cycle_s))
+            if groups > 1:
+                # No queue for one server: each group takes up at once what came in a step, and all
+                # their steps last as long. Of steps into which any prompt comes: how many come, and
+                # over how many groups they are spread.
+                coming = made.requests_per_s * (step_s + together * prompt_s)
+                waiting = groups * (1 - (1 - 1 / groups) ** (coming / -expm1(-coming)))
             most = max(1, int(load.chunk_len // load.computed_len))
-            groups = self.model.layout.dp * self.model.layout.pp
-            together = max(1, min(round(waiting), most * groups))
+            together = max(1.0, min(waiting, most * groups * pp))
             decoding = min(self.users, max(1.0, made.requests_per_s * answer_s))
             if found is not None and abs(decoding - batch) < _CLOSE * batch:
                 break
@@ -123,19 +130,27 @@ class _Estimate:
         below = step(low)
         return below if low == share else below + (share - low) * (step(low + 1) - below)
 
-    def _prompt_s(self, batch: float, together: int) -> float:
+    def _prompt_s(self, batch: float, together: float) -> float:
         """Seconds that a prompt adds, of `together` computed at once; with its own part in it
         where decoding sequences share its steps."""
+        low = int(together)
+        total_s = self._prompts_s(batch, low)
+        if together > low:
+            total_s += (together - low) * (self._prompts_s(batch, low + 1) - total_s)
+        return total_s / together / self.model.layout.pp
+
+    def _prompts_s(self, batch: float, together: int) -> float:
         load, total_s = self.load, 0.0
         decoding = decode_shape(round(batch), round(batch * (load.input_len + load.output_len / 2)))
         done, length = load.cached_len, load.input_len
-        chunk = max(1.0, load.chunk_len / together)
+        # Each group of ranks that share sequences has steps of `chunk_len` of its own.
+        chunk = max(1.0, load.chunk_len * min(1.0, self.model.layout.dp / together))
         while done < length - 0.5:
             count = min(chunk, length - done)
             done += count
             shape = prefill_shape([(round(count) or 1, round(done))] * together)
             total_s += self._chunk_s(shape, decoding)
-        return total_s / together / self.model.layout.pp
+        return total_s
 
     def _chunk_s(self, shape: StepShape, decoding: StepShape) -> float:
         if self.load.prompts_apart:

@@ -116,8 +116,8 @@ def _json_row(line: _Line, row: dict[str, Any]) -> _Row:
             blocks = _json_blocks(line, ids, row.get(ids))
             return _Row(
                 _time_s(line, _start(line, arrival), row[arrival]) * unit_s,
-                _tokens(line, _start(line, asked), row.get(asked)),
-                _tokens(line, _start(line, answered), row.get(answered)),
+                _tokens(line, _start(line, asked), row.get(asked), asked),
+                _tokens(line, _start(line, answered), row.get(answered), answered),
                 blocks,
             )
     known = " or ".join(", ".join(names[:3]) for names in _JSON_NAMES)
@@ -144,11 +144,11 @@ def _time_s(line: _Line, start: int, found: object) -> float:
     return float(found)  # type: ignore[arg-type]
 
 
-def _tokens(line: _Line, start: int, found: object) -> int:
+def _tokens(line: _Line, start: int, found: object, name: str) -> int:
     is_whole = isinstance(found, int) and not isinstance(found, bool)
     if not is_whole or not 1 <= found <= _MOST_TOKENS:  # type: ignore[operator]
         shown = "nothing" if found is None else found
-        raise line.wrong(start, shown, "a whole number of tokens, 1 or more")
+        raise line.wrong(start, shown, f"{name}: a whole number of tokens, 1 or more")
     assert isinstance(found, int)
     return found
 
@@ -167,7 +167,10 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[int, _Row]]:
         cells = line.text.split(",")
         if len(cells) != len(titles):
             raise line.wrong(0, f"{len(cells)} fields", f"{len(titles)}, as in the header")
-        asked, answered = (_csv_tokens(line, cells, place) for place in places[1:])
+        asked, answered = (
+            _csv_tokens(line, cells, place, title)
+            for place, title in zip(places[1:], _AZURE[1:], strict=True)
+        )
         rows.append((line.number, _Row(_csv_time_s(line, cells, places[0]), asked, answered)))
     first_s = min((row.at_s for _, row in rows), default=0.0)
     for number, row in rows:
@@ -184,10 +187,11 @@ def _csv_time_s(line: _Line, cells: Sequence[str], place: int) -> float:
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
-def _csv_tokens(line: _Line, cells: Sequence[str], place: int) -> int:
+def _csv_tokens(line: _Line, cells: Sequence[str], place: int, title: str) -> int:
     digits = cells[place].strip()
     is_short = digits.isdecimal() and len(digits) < 12
-    return _tokens(line, _cell(cells, place), int(digits) if is_short else cells[place])
+    found = int(digits) if is_short else cells[place]
+    return _tokens(line, _cell(cells, place), found, title)
 
 
 def _cell(cells: Sequence[str], place: int) -> int:

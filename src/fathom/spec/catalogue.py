@@ -20,6 +20,7 @@ from fathom.spec.hardware import Cluster, Cpu, Gpu, Link
 
 # The largest server that is sold, where NVLink does not join more.
 _SERVER_GPUS = 8
+_MOST_GPUS = 16_384  # more are taken for a slip, and take minutes to divide
 _FORMS = ("sxm", "pcie", "nvl")
 _NOISE = re.compile(
     r"\b(?:nvidia|geforce|amd|instinct|tesla|huawei|intel|generation|blackwell|server edition|"
@@ -151,8 +152,8 @@ def parse_cluster(
     match = re.fullmatch(r"\s*(?:([+-]?\d+)\s*[x×*]\s*)?(.*?)\s*", text, re.DOTALL | re.IGNORECASE)
     assert match is not None
     count, gpu = int(match[1] or 1), find_gpu(match[2], catalogue)
-    wanted = "at least one GPU, and --nodes at least one: --gpu 8xH20-96 --nodes 2"
-    if count < 1 or (nodes is not None and nodes < 1):
+    wanted = f"at least one GPU, at most {_MOST_GPUS}: --gpu 8xH20-96 --nodes 2"
+    if min(count, 1 if nodes is None else nodes) < 1 or count * (nodes or 1) > _MOST_GPUS:
         raise ConfigError("--gpu", found=f"{text!r}, nodes {nodes}", wanted=wanted)
     most = max(_SERVER_GPUS, gpu.nvlink_gpus)
     if nodes is None:
@@ -183,7 +184,7 @@ def _unknown(kind: str, name: str, rows: Iterable[_R]) -> _R:
     near = [keys[key] for key in get_close_matches(_spelled(name), keys, 6, 0.5)]
     wanted = f"one of {', '.join(dict.fromkeys(near or keys.values()))}"
     raise ConfigError(
-        f"--{kind}",
+        "--network" if kind == "link" else f"--{kind}",
         found=f"{name[:80]!r}, which the catalogue does not have",
         wanted=wanted + (" (the nearest)" if near else ""),
         fix=f"a name of the catalogue, or a [[{kind}]] table in a hardware file of your own",
