@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, field, replace
 
 from fathom.core.types import Request, SamplingParams
+from fathom.text.channels import OutputFormat
 from fathom.text.grammar.asked import Asked, ToolRules
-from fathom.text.output import OutputFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,8 +170,10 @@ def _choice(job: _Job, number: int, index: int, of_prompt: list[Choice]) -> Text
         rows, first = choice.logprobs, None
         if request.echo:
             rows = [*scores, *rows]
-            first = job.tokenizer.token_text(ids[0])
-        logprobs = text_logprobs(rows, request.logprobs, first=first)
+            first = ids[0], job.tokenizer.token_text(ids[0])
+        logprobs = text_logprobs(
+            rows, request.logprobs, first=first, as_ids=request.return_tokens_as_token_ids
+        )
     return TextChoice(
         index=number * request.n + index,
         text=job.echoes[number] + choice.text,
@@ -205,7 +207,12 @@ class _Chunks(Chunks[_Job]):
             return []
         logprobs = None
         if request.logprobs is not None and delta.logprobs:
-            logprobs = text_logprobs(delta.logprobs, request.logprobs, offset=offset)
+            logprobs = text_logprobs(
+                delta.logprobs,
+                request.logprobs,
+                offset=offset,
+                as_ids=request.return_tokens_as_token_ids,
+            )
             self._offsets[index] += sum(len(row.token) for row in delta.logprobs)
         choice = TextChoice(
             index=index,
