@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fathom.core.types import ReasoningLimit, SamplingParams
-from fathom.engine.requests import GenerateRequest
+from fathom.engine.requests import GenerateRequest, Unrendered
 from fathom.errors import ContextLengthError, RequestError
 from fathom.server.forms import ToolChoice
 from fathom.server.limits import RequestLimits
@@ -15,6 +15,7 @@ from fathom.server.thinking import Thinking, echo
 from fathom.text.chat import ChatTemplate, encode_chat
 from fathom.text.grammar.asked import ToolRules
 from fathom.text.markers import END_THINK, THINK
+from fathom.text.messages import parse_messages, parse_tools
 from fathom.text.tokenizer import Tokenizer
 
 
@@ -52,6 +53,10 @@ class Chat:
     def request(self, model: ServedModel) -> GenerateRequest:
         """From text to tokens. Raises: RequestError naming the field at fault."""
         self.limits.check("max_tools", "tools", len(self.tools or ()))
+        if not model.is_rendered_here:
+            if self.num_kept is not None:
+                model.tokenizer.require()
+            return self._unrendered(model)
         prompt_ids = self.prompt_ids(model)
         format = model.template.output_format(
             model.tokenizer, prompt_ids, reads_tools=self.tools is not None
@@ -77,8 +82,31 @@ class Chat:
             self.limits.check("max_schema_chars", rule.param, len(rule.schema or ""))
         return rules
 
+    def _unrendered(self, model: ServedModel) -> GenerateRequest:
+        """For an engine that renders conversations itself; checked here all the same."""
+        continues = self.continue_final_message or parse_messages(self.messages)[-1].prefix
+        parse_tools(self.tools)
+        return GenerateRequest(
+            id=self.id,
+            prompt_ids=(),
+            sampling=self.sampling,
+            cache_salt=self.cache_salt,
+            priority=self.priority,
+            tools=self._tool_rules(model.template),
+            unrendered=Unrendered(
+                messages=self.messages,
+                tools=self.tools,
+                thinking=self.thinking.is_on,
+                budget=self.thinking.budget,
+                add_generation_prompt=self.add_generation_prompt,
+                continues=continues,
+            ),
+        )
+
     def thinking_echo(self, model: ServedModel) -> dict[str, Any]:
         """Whether the model thinks, as it was understood."""
+        if not model.is_rendered_here and self.thinking.is_on is None:
+            return {"type": "default"}  # the upstream's
         return echo(model.template.thinking_mode(self.thinking.is_on), self.thinking.budget)
 
 
