@@ -92,7 +92,7 @@ class Answer:
         if self._channels is not None:
             return
         format = OutputFormat(
-            splits_reasoning=opens_reasoning, tools="either" if self._reads_tools else None
+            splits_reasoning=opens_reasoning, tools="bare" if self._reads_tools else None
         )
         self._channels = Channels(format, format.markers, self._name)
         head, self._head = self._head, ""
