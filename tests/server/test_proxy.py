@@ -337,11 +337,26 @@ def test_a_stop_string_ends_the_upstreams_request() -> None:
     assert "stop" not in upstream.bodies[0]
 
 
+def test_a_budget_that_the_upstream_ignores_is_told() -> None:
+    ids = Tokenizer.load(embedded_path()).encode("one two three four")
+    event = {"choices": [{"index": 0, "text": "x", "token_ids": ids, "finish_reason": "length"}]}
+    upstream = FakeUpstream(pieces=[sse(event)])
+    with upstream.running(), LiveProxy(upstream=upstream.url, tokenizer=FILES) as proxy:
+        body = {"messages": ASK, "thinking": {"type": "enabled", "budget_tokens": 2}}
+        answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=WAIT_S)
+        kept = {**body, "thinking": {"type": "enabled", "budget_tokens": len(ids)}}
+        fine = httpx.post(f"{proxy.url}/v1/chat/completions", json=kept, timeout=WAIT_S)
+    assert upstream.bodies[0]["thinking_token_budget"] == 2
+    assert answer.status_code == 502
+    assert "thinking_token_budget" in answer.text
+    assert fine.status_code == 200
+
+
 # --- what is refused ---------------------------------------------------------------------------
 
 FORM = {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}}
 REFUSED: list[tuple[str | None, str, dict[str, Any], str]] = [
-    (FILES, "vllm", {"thinking": True, "thinking_token_budget": 5}, "thinking_token_budget"),
+    (FILES, "sglang", {"thinking": True, "thinking_token_budget": 5}, "thinking_token_budget"),
     (FILES, "vllm", {"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
     (FILES, "vllm", {"thinking": True, **FORM}, "response_format.json_schema.schema"),
     (FILES, "vllm", {"prompt_logprobs": 1}, "prompt_logprobs"),

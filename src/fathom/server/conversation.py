@@ -12,6 +12,7 @@ from fathom.server.forms import ToolChoice
 from fathom.server.limits import RequestLimits
 from fathom.server.state import ServedModel
 from fathom.server.thinking import Thinking, echo
+from fathom.text.channels import OutputFormat
 from fathom.text.chat import ChatTemplate, encode_chat
 from fathom.text.grammar.asked import ToolRules
 from fathom.text.markers import END_THINK, THINK
@@ -61,10 +62,7 @@ class Chat:
         format = model.template.output_format(
             model.tokenizer, prompt_ids, reads_tools=self.tools is not None
         )
-        sampling = self.sampling
-        if self.thinking.budget is not None and format.splits_reasoning:
-            limit = _limit(self.thinking.budget, model.tokenizer, format.starts_inside)
-            sampling = replace(sampling, reasoning_limit=limit)
+        sampling = limited(self.sampling, self.thinking.budget, model, format)
         prompt_ids = last_ids(prompt_ids, self.num_kept, sampling, model.plan.max_model_len)
         return GenerateRequest(
             id=self.id,
@@ -108,6 +106,19 @@ class Chat:
         if not model.is_rendered_here and self.thinking.is_on is None:
             return {"type": "default"}  # the upstream's
         return echo(model.template.thinking_mode(self.thinking.is_on), self.thinking.budget)
+
+
+def limited(
+    sampling: SamplingParams, budget: int | None, model: ServedModel, format: OutputFormat
+) -> SamplingParams:
+    """`sampling` with at most `budget` tokens of reasoning, where the answer may have any.
+
+    Raises: RequestError where the tokenizer cannot tell.
+    """
+    if budget is None or not format.splits_reasoning:
+        return sampling
+    limit = _limit(budget, model.tokenizer, format.starts_inside)
+    return replace(sampling, reasoning_limit=limit)
 
 
 def _limit(budget: int, tokenizer: Tokenizer, starts_inside: bool) -> ReasoningLimit:

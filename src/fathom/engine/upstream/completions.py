@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from fathom.core.types import FinishReason, Request, TokenEvent, TokenLogprobs
+from fathom.core.types import FinishReason, ReasoningLimit, Request, TokenEvent, TokenLogprobs
 from fathom.engine.requests import GenerateRequest
 from fathom.engine.upstream.kinds import Kind, form_fields, refused, sampling_fields
 from fathom.engine.upstream.wire import message_of
@@ -61,10 +61,9 @@ def body_of(request: GenerateRequest, kind: Kind, model: str) -> dict[str, Any]:
     Raises: RequestError for what cannot be asked of it.
     """
     sampling = request.sampling
-    if sampling.reasoning_limit is not None:
-        raise refused(
-            "thinking_token_budget", kind, "a prompt of tokens, for which no limit can be asked"
-        )
+    limit = sampling.reasoning_limit
+    if limit is not None and not kind.has_budget:
+        raise refused("thinking_token_budget", kind)
     told = {
         "model": model,
         "prompt": request.prompt_ids,
@@ -73,6 +72,8 @@ def body_of(request: GenerateRequest, kind: Kind, model: str) -> dict[str, Any]:
         "stream_options": {"include_usage": True},
         "return_token_ids": True,
     }
+    if limit is not None:
+        told["thinking_token_budget"] = limit.num_tokens
     if sampling.logprobs is not None:
         if not kind.names_ids:
             raise refused("logprobs", kind)
@@ -104,6 +105,8 @@ class CompletionReader:
         self._num_scores, self._feed = first.sampling.logprobs, feed
         self._stop_ids = frozenset(first.sampling.stop_token_ids)
         self._end_ids = self._stop_ids | frozenset(first.eos_token_ids)
+        self._limit = first.sampling.reasoning_limit
+        self._outputs: list[list[int]] = [[] for _ in sequences]
         self._ends: dict[int, TokenEvent] = {}
         self._num_cached = 0
         self.has_news = False
@@ -137,6 +140,8 @@ class CompletionReader:
                 "honours return_token_ids"
             )
         ids = tuple(choice.token_ids or ())
+        if self._limit is not None:
+            self._check_budget(self._limit, ids, self._outputs[choice.index])
         event = TokenEvent(
             id=self._ids[choice.index],
             token_ids=ids,
@@ -158,6 +163,14 @@ class CompletionReader:
         self._ends[choice.index] = event._replace(
             finish_reason=reason, stop_token_id=stop_id if is_stop else None
         )
+
+    @staticmethod
+    def _check_budget(limit: ReasoningLimit, ids: tuple[int, ...], output: list[int]) -> None:
+        """Most servers ignore a field that they do not know, so this one is looked after."""
+        for token in ids:
+            if token != limit.end_id and limit.is_reached(output):
+                raise BrokenStream("the upstream does not keep to thinking_token_budget")
+            output.append(token)
 
     def _scores(self, choice: _Choice, ids: tuple[int, ...]) -> tuple[TokenLogprobs, ...]:
         given = choice.logprobs or _Logprobs()
