@@ -62,6 +62,7 @@ class FakeUpstream:
     """Answers with `status`, or with the bytes of `pieces`, each a write of its own.
 
     `hangs` keeps the connection open after them; else it is closed. `bodies` are what was asked.
+    `is_slow` answers its first question with 503.
     """
 
     status: int = 200
@@ -70,6 +71,7 @@ class FakeUpstream:
     hangs: bool = False
     owner: str = "vllm"
     models_status: int = 200
+    is_slow: bool = False
 
     def __post_init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -119,7 +121,8 @@ class FakeUpstream:
         self.heads.append(head)
         if head.startswith("GET "):
             card = {"id": "fake", "owned_by": self.owner, "max_model_len": 512}
-            self._whole(writer, self.models_status, {}, json.dumps({"data": [card]}).encode())
+            status = 503 if self.is_slow and len(self.heads) == 1 else self.models_status
+            self._whole(writer, status, {}, json.dumps({"data": [card]}).encode())
             return
         length = next(
             int(line.partition(":")[2])

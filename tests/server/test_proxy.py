@@ -3,6 +3,7 @@ what it makes of a failing or untidy upstream with what that upstream was told t
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,8 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fathom.engine.timing import NoObserver
 from fathom.engine.upstream.chat import ChatReader
+from fathom.engine.upstream.config import UpstreamConfig
+from fathom.engine.upstream.engine import UpstreamEngine
 from fathom.engine.upstream.wire import EventStream
+from fathom.errors import ConfigError, FathomError, UpstreamError
 from fathom.text.delta import Delta
 from fathom.text.tokenizer import Tokenizer
 from fathom.weights.embedded import embedded_path
@@ -250,6 +255,39 @@ def test_a_key_for_the_upstream_is_not_the_clients_key() -> None:
         )
     assert all("authorization: bearer secret\r\n" in head.lower() for head in upstream.heads)
     assert not any("mine" in head for head in upstream.heads)
+
+
+def test_an_upstream_that_loads_is_waited_for() -> None:
+    upstream = FakeUpstream(is_slow=True)
+    with upstream.running(), LiveProxy(upstream=upstream.url) as proxy:
+        assert httpx.get(f"{proxy.url}/readyz").status_code == 200
+    assert len(upstream.heads) == 2
+
+
+@pytest.mark.parametrize(
+    ("fake", "asked", "kind"),
+    [
+        ({"models_status": 401}, {}, UpstreamError),
+        ({"models_status": 500}, {}, UpstreamError),
+        ({"owner": "llamacpp"}, {"tokenizer": FILES}, ConfigError),
+        ({}, {"model": "another"}, ConfigError),
+    ],
+)
+def test_what_keeps_a_proxy_from_starting(
+    fake: dict[str, Any], asked: dict[str, Any], kind: type[FathomError]
+) -> None:
+    async def start(url: str) -> None:
+        config = UpstreamConfig(upstream=url, **asked)
+        engine = await UpstreamEngine.start(config, None, NoObserver())
+        try:
+            with pytest.raises(kind):
+                await engine.ready()
+            assert isinstance(engine.failure, kind)
+        finally:
+            await engine.close()
+
+    with FakeUpstream(**fake).running() as upstream:
+        asyncio.run(start(upstream.url))
 
 
 def test_an_upstream_that_went_away_is_not_available() -> None:

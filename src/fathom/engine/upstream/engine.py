@@ -1,7 +1,4 @@
-"""An engine whose model another server runs: for the HTTP server, the same as `AsyncEngine`.
-
-loading (until the upstream has named its model) -> ready -> draining -> dead
-"""
+"""An engine whose model another server runs: "loading" until that has named it, then "ready"."""
 
 from __future__ import annotations
 
@@ -57,7 +54,7 @@ class UpstreamEngine:
     def __init__(self, config: UpstreamConfig, key: str | None, observer: Observer) -> None:
         self.config = config
         self.phase = "loading"
-        self.progress = Progress("waiting", f"for {config.upstream}")
+        self.progress = Progress("waiting")
         self.failure: FathomError | None = None
         self._observer = observer
         self._upstream = Upstream(
@@ -114,6 +111,8 @@ class UpstreamEngine:
                 told = await self._upstream.get_json("/v1/models")
                 break
             except (UnavailableError, OverloadedError) as error:
+                if not self.progress.detail:
+                    _log.warning("waiting for the upstream error=%s", error)
                 self.progress = Progress("waiting", str(error))
                 await asyncio.sleep(RETRY_S)
         listed = told.get("data") if isinstance(told, dict) else None

@@ -111,6 +111,8 @@ class Upstream:
                 await asyncio.wait((asking,), timeout=left_s)
             response = asking.result()
         except (OSError, BrokenStream) as error:
+            if events.is_done:
+                return  # how the connection ends after the answer is nobody's business
             raise self.broken(error) from error
         finally:
             if not asking.done():
