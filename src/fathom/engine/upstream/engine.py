@@ -132,7 +132,7 @@ class UpstreamEngine:
         said = [
             self.config.max_model_len,
             card.get("max_model_len"),
-            meta.get("n_ctx_train") if isinstance(meta, dict) else None,
+            meta.get("n_ctx") or meta.get("n_ctx_train") if isinstance(meta, dict) else None,
             _context_of_files(self.config.tokenizer),
         ]
         for length in said:
