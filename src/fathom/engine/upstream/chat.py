@@ -25,7 +25,8 @@ PATH = "/v1/chat/completions"
 # Sampling that stands for "not asked": the upstream's own defaults hold. No client sends this.
 NOT_ASKED = 1 - 2**-40
 _REASONS: dict[str, FinishReason] = {
-    "stop": "stop", "length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"
+    "stop": "stop", "length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls",
+    "repetition": "repetition",
 }  # fmt: skip
 
 

@@ -20,7 +20,9 @@ from fathom.perf.http_stream import BrokenStream
 
 PATH = "/v1/completions"
 _ID = "token_id:"
-_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+_REASONS: dict[str, FinishReason] = {
+    "stop": "stop", "length": "length", "repetition": "repetition"
+}  # fmt: skip
 
 
 class _Logprobs(Struct):
