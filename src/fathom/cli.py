@@ -15,6 +15,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "plan": ("fathom.commands.plan:main", "say what a model needs, does and costs, and where"),
         "serve": ("fathom.commands.serve:main", "serve a model behind OpenAI's API"),
+        "proxy": ("fathom.commands.proxy:main", "the same APIs in front of another engine"),
         "chat": ("fathom.commands.chat:main", "talk to a server in the terminal"),
         "run": ("fathom.commands.run:main", "answer one prompt or a JSONL file, without a server"),
         "eval": ("fathom.commands.eval:main", "measure what number formats cost in quality"),

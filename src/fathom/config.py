@@ -247,6 +247,11 @@ def environment_api_key() -> str | None:
     return os.environ.get("FATHOM_API_KEY") or os.environ.get("VLLM_API_KEY") or None
 
 
+def environment_secret(name: str) -> str | None:
+    """The secret in a variable that a setting names, None where there is none."""
+    return os.environ.get(name) or None
+
+
 def environment_runtime_dir() -> str | None:
     """This user's directory for sockets, None where the environment names none that is there."""
     path = os.environ.get("XDG_RUNTIME_DIR")

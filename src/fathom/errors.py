@@ -17,7 +17,9 @@ FathomError                      exit 1, HTTP 500
 ├── CheckpointError              exit 3, HTTP 500   files of a model are missing or damaged
 ├── CapacityError                exit 4, HTTP 500   does not fit this machine
 ├── MissingDependencyError       exit 5, HTTP 500   an optional package is not installed
-└── EngineError                  exit 6, HTTP 500   a step failed or missed its deadline
+├── EngineError                  exit 6, HTTP 500   a step failed or missed its deadline
+└── UpstreamError                exit 7, HTTP 502   the engine behind `fathom proxy` failed
+    └── UpstreamTimeoutError     exit 7, HTTP 504   it was silent for too long
 """
 
 from __future__ import annotations
@@ -187,3 +189,17 @@ class EngineError(FathomError):
 
     exit_code = 6
     code = "engine_error"
+
+
+class UpstreamError(FathomError):
+    """The engine behind a proxy refused the proxy, failed, or broke off."""
+
+    exit_code, http_status = 7, 502
+    code = "upstream_error"
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """The engine behind a proxy was silent for too long."""
+
+    http_status = 504
+    code = "upstream_timeout"

@@ -53,11 +53,15 @@ class LiveServer:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.state = ServerState(self._config)
-        self.engine = ScriptedEngine(observer=self.state.observer, **self._script)
+        self.engine = await self.make_engine()
         self.state.engine = self.engine
         self.server: uvicorn.Server = http_server(self.application())
         self._up.set()
         await self.server.serve(sockets=[self._listener])
+
+    async def make_engine(self) -> Any:
+        """What answers."""
+        return ScriptedEngine(observer=self.state.observer, **self._script)
 
     def call(self, function: Callable[[], Any]) -> Any:
         """What `function` gives on the server's loop."""

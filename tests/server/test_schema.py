@@ -100,6 +100,8 @@ COMPLETION: dict[str, tuple[Any, str | None, Any]] = COMMON | {
     "suffix": ("end", None, None),
     "echo": (True, None, None),
     "logprobs": (3, "sampling.logprobs", 3),
+    "return_tokens_as_token_ids": (True, None, None),
+    "thinking_token_budget": (9, None, None),  # tests/server/test_real_proxy.py
     "add_special_tokens": (False, None, None),
 }
 # What a field needs beside it.

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.core.types import SamplingParams, TokenEvent, TokenLogprobs
+from fathom.text.channels import OutputFormat
 from fathom.text.delta import Delta
-from fathom.text.output import OutputFormat, OutputStream
+from fathom.text.output import OutputStream
 from fathom.text.tokenizer import Tokenizer
 
 EOS = "<｜end▁of▁sentence｜>"

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.core.types import SamplingParams, TokenEvent
+from fathom.text.channels import OutputFormat
 from fathom.text.markers import (
     CALL_BEGIN,
     CALL_END,
@@ -30,7 +31,7 @@ from fathom.text.markers import (
     SEP,
     TOOL_MARKERS,
 )
-from fathom.text.output import OutputFormat, OutputStream
+from fathom.text.output import OutputStream
 from fathom.text.tokenizer import Tokenizer
 from tests.text.profile import examples
 

@@ -38,8 +38,8 @@ from fathom.engine.results import Choice, RequestOutput, positions
 from fathom.engine.text_side import load_text
 from fathom.errors import ConfigError, EngineError, RequestError
 from fathom.spec.plan import DeploymentPlan
+from fathom.text.channels import OutputFormat
 from fathom.text.chat import asked_thinking, encode_chat
-from fathom.text.output import OutputFormat
 from fathom.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fathom.core.types import Request, SamplingParams
+from fathom.text.channels import OutputFormat
 from fathom.text.grammar.asked import Asked, ToolRules
-from fathom.text.output import OutputFormat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unrendered:
+    """A conversation in OpenAI's form, for an engine that renders it itself: an upstream server.
+
+    `thinking` None: the model's default; `budget`: most tokens of it."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    thinking: bool | None = None
+    budget: int | None = None
+    add_generation_prompt: bool | None = None
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +31,8 @@ class GenerateRequest:
 
     `format` says how to read reasoning and tool calls out of the answer; the default reads none.
     `tools`: calls that the answer may or must make, where that is to be enforced.
-    `cache_salt` parts tenants' prefix caches. Lower `priority` goes first.
+    `cache_salt` parts tenants' prefix caches. Lower `priority` goes first. `unrendered` stands for
+    a prompt where nothing here could render it; then `prompt_ids` are none.
     """
 
     id: str
@@ -26,6 +42,7 @@ class GenerateRequest:
     cache_salt: str = ""
     priority: int = 0
     tools: ToolRules | None = None
+    unrendered: Unrendered | None = None
 
     @property
     def asked(self) -> Asked | None:

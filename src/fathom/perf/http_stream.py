@@ -17,6 +17,9 @@ import httptools
 
 from fathom.errors import ConfigError
 
+# What is kept of the body of an error.
+MAX_ERROR_BYTES = 64 * 1024
+
 Sink = Callable[[bytes, float], None]
 """Takes a piece of a body and the time at which it came. May raise: BrokenStream."""
 
@@ -70,11 +73,13 @@ class _Unused(BrokenStream):
 
 @dataclass(slots=True)
 class Response:
-    """A response while it comes. `body` is kept where the status is not 200."""
+    """A response while it comes. `body` is kept where the status is not 200, as far as
+    MAX_ERROR_BYTES; `retry_after` is the header's value."""
 
     sink: Sink
     done: asyncio.Future[None]
     status: int = 0
+    retry_after: str = ""
     body: bytearray = field(default_factory=bytearray)
 
 
@@ -123,6 +128,8 @@ class Connection(asyncio.Protocol):
         """Called by the parser."""
         if name.lower() in (b"content-length", b"transfer-encoding"):
             self._has_length = True
+        elif name.lower() == b"retry-after" and self._response is not None:
+            self._response.retry_after = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
@@ -135,7 +142,7 @@ class Connection(asyncio.Protocol):
         if response is None:
             return
         if response.status != 200:
-            response.body += body
+            response.body += body[: MAX_ERROR_BYTES - len(response.body)]
             return
         try:
             response.sink(body, self._time_s)
@@ -184,7 +191,9 @@ class HttpClient:
         now_s: Callable[[], float],
         *,
         verify_tls: bool = True,
+        connect_timeout_s: float | None = None,
     ) -> None:
+        self._connect_timeout_s = connect_timeout_s
         self._origin, self._now_s = origin, now_s
         self._idle: list[Connection] = []
         self._tls = client_tls(verify_tls) if origin.is_tls else None
@@ -203,7 +212,14 @@ class HttpClient:
             f"POST {self._origin.prefix}{path} HTTP/1.1\r\n{self._head}{more}"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        raw = head.encode("latin-1") + body
+        return await self._ask(head.encode("latin-1") + body, sink)
+
+    async def get(self, path: str, sink: Sink) -> Response:
+        """The same for a GET."""
+        head = f"GET {self._origin.prefix}{path} HTTP/1.1\r\n{self._head}\r\n"
+        return await self._ask(head.encode("latin-1"), sink)
+
+    async def _ask(self, raw: bytes, sink: Sink) -> Response:
         while True:
             connection = await self._connection()
             response = connection.ask(raw, sink)
@@ -225,13 +241,14 @@ class HttpClient:
             if connection.is_open:
                 return connection
         origin = self._origin
-        _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: Connection(self._now_s),
-            origin.host,
-            origin.port,
-            ssl=self._tls,
-            server_hostname=origin.host if origin.is_tls else None,
-        )
+        async with asyncio.timeout(self._connect_timeout_s):
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: Connection(self._now_s),
+                origin.host,
+                origin.port,
+                ssl=self._tls,
+                server_hostname=origin.host if origin.is_tls else None,
+            )
         return connection
 
     async def close(self) -> None:

@@ -92,7 +92,7 @@ class Tally:
     """Token counts of a response: each prompt once, each choice's totals so far."""
 
     def __init__(self, prompt_lens: Iterable[int]) -> None:
-        self._num_prompt = sum(prompt_lens)
+        self._prompts = dict(enumerate(prompt_lens))
         self._totals: dict[tuple[int, int], tuple[int, int]] = {}
         self._cached: dict[int, int] = {}
 
@@ -102,11 +102,13 @@ class Tally:
         self._totals[number, delta.index] = (delta.num_tokens, delta.num_reasoning_tokens)
         if delta.index == 0:
             self._cached[number] = delta.num_cached
+        if delta.num_prompt is not None:
+            self._prompts[number] = delta.num_prompt
 
     def counts(self) -> Counts:
         """The counts so far."""
         return Counts(
-            self._num_prompt,
+            sum(self._prompts.values()),
             sum(tokens for tokens, _ in self._totals.values()),
             sum(reasoning for _, reasoning in self._totals.values()),
             sum(self._cached.values()),

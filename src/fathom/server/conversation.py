@@ -6,15 +6,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fathom.core.types import ReasoningLimit, SamplingParams
-from fathom.engine.requests import GenerateRequest
+from fathom.engine.requests import GenerateRequest, Unrendered
 from fathom.errors import ContextLengthError, RequestError
 from fathom.server.forms import ToolChoice
 from fathom.server.limits import RequestLimits
 from fathom.server.state import ServedModel
 from fathom.server.thinking import Thinking, echo
+from fathom.text.channels import OutputFormat
 from fathom.text.chat import ChatTemplate, encode_chat
 from fathom.text.grammar.asked import ToolRules
 from fathom.text.markers import END_THINK, THINK
+from fathom.text.messages import parse_messages, parse_tools
 from fathom.text.tokenizer import Tokenizer
 
 
@@ -52,14 +54,15 @@ class Chat:
     def request(self, model: ServedModel) -> GenerateRequest:
         """From text to tokens. Raises: RequestError naming the field at fault."""
         self.limits.check("max_tools", "tools", len(self.tools or ()))
+        if not model.is_rendered_here:
+            if self.num_kept is not None:
+                model.tokenizer.require()
+            return self._unrendered(model)
         prompt_ids = self.prompt_ids(model)
         format = model.template.output_format(
             model.tokenizer, prompt_ids, reads_tools=self.tools is not None
         )
-        sampling = self.sampling
-        if self.thinking.budget is not None and format.splits_reasoning:
-            limit = _limit(self.thinking.budget, model.tokenizer, format.starts_inside)
-            sampling = replace(sampling, reasoning_limit=limit)
+        sampling = limited(self.sampling, self.thinking.budget, model, format)
         prompt_ids = last_ids(prompt_ids, self.num_kept, sampling, model.plan.max_model_len)
         return GenerateRequest(
             id=self.id,
@@ -77,9 +80,45 @@ class Chat:
             self.limits.check("max_schema_chars", rule.param, len(rule.schema or ""))
         return rules
 
+    def _unrendered(self, model: ServedModel) -> GenerateRequest:
+        """For an engine that renders conversations itself; checked here all the same."""
+        continues = self.continue_final_message or parse_messages(self.messages)[-1].prefix
+        parse_tools(self.tools)
+        return GenerateRequest(
+            id=self.id,
+            prompt_ids=(),
+            sampling=self.sampling,
+            cache_salt=self.cache_salt,
+            priority=self.priority,
+            tools=self._tool_rules(model.template),
+            unrendered=Unrendered(
+                messages=self.messages,
+                tools=self.tools,
+                thinking=self.thinking.is_on,
+                budget=self.thinking.budget,
+                add_generation_prompt=self.add_generation_prompt,
+                continues=continues,
+            ),
+        )
+
     def thinking_echo(self, model: ServedModel) -> dict[str, Any]:
         """Whether the model thinks, as it was understood."""
+        if not model.is_rendered_here and self.thinking.is_on is None:
+            return {"type": "default"}  # the upstream's
         return echo(model.template.thinking_mode(self.thinking.is_on), self.thinking.budget)
+
+
+def limited(
+    sampling: SamplingParams, budget: int | None, model: ServedModel, format: OutputFormat
+) -> SamplingParams:
+    """`sampling` with at most `budget` tokens of reasoning, where the answer may have any.
+
+    Raises: RequestError where the tokenizer cannot tell.
+    """
+    if budget is None or not format.splits_reasoning:
+        return sampling
+    limit = _limit(budget, model.tokenizer, format.starts_inside)
+    return replace(sampling, reasoning_limit=limit)
 
 
 def _limit(budget: int, tokenizer: Tokenizer, starts_inside: bool) -> ReasoningLimit:

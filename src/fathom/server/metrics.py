@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 
 from fathom.core.types import CoreStats
-from fathom.spec.plan import DeploymentPlan
+from fathom.spec.plan import DeploymentPlan, RemotePlan
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -93,14 +93,14 @@ class Metrics:
         """Step histogram `name`."""
         self.histograms[name].observe(value, times)
 
-    def render(self, stats: CoreStats | None, plan: DeploymentPlan | None) -> bytes:
+    def render(self, stats: CoreStats | None, plan: DeploymentPlan | RemotePlan | None) -> bytes:
         """The exposition. `stats` None: the engine is not there, and its gauges are left out."""
         model = plan.served_names[0] if plan is not None else ""
         labels = {"model_name": model, "engine": "0"}
         lines: list[str] = []
         if stats is not None:
             _render_engine(lines, stats, labels)
-        if plan is not None:
+        if isinstance(plan, DeploymentPlan):
             _render_plan(lines, plan, labels)
         for name, doc in _COUNTERS.items():
             _family(lines, name, "counter", doc, [(f"{name}_total", labels, self.counters[name])])

@@ -26,7 +26,7 @@ from fathom.server.config import ServerConfig
 from fathom.server.listen import listen
 from fathom.server.protocol import BoundedProtocol
 from fathom.server.state import Engine, ServerState
-from fathom.spec.plan import DeploymentPlan
+from fathom.spec.plan import DeploymentPlan, RemotePlan
 from fathom.text.chat import choose_template
 
 # Answers that are whole still have to reach their clients.
@@ -34,13 +34,15 @@ FLUSH_TIMEOUT_S = 5.0
 # Load balancers keep idle connections for a minute; ours must outlive theirs.
 IDLE_CONNECTION_S = 75
 
+Plan = DeploymentPlan | RemotePlan
+
 _log = logging.getLogger(__name__)
 
 
 class ManagedEngine(Engine, Protocol):
     """An engine whose life is the server's business too."""
 
-    async def ready(self) -> DeploymentPlan:
+    async def ready(self) -> Plan:
         """Wait until it can answer. Raises: FathomError."""
         ...
 
@@ -58,7 +60,7 @@ class ManagedEngine(Engine, Protocol):
 
 
 StartEngine = Callable[[EngineConfig, Observer], Awaitable[ManagedEngine]]
-OnReady = Callable[[str, DeploymentPlan], None]
+OnReady = Callable[[str, Any], None]  # a Plan, of the kind that the engine has
 
 
 async def start_async_engine(config: EngineConfig, observer: Observer) -> ManagedEngine:
@@ -98,7 +100,7 @@ async def _serve(
     answering = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         plan = await _first(engine.ready(), stop.wait(), _broken(answering))
-        if isinstance(plan, DeploymentPlan):
+        if isinstance(plan, Plan):
             state.observer.metrics.set_context(plan.max_model_len)
             state.model(engine)
             on_ready(url_of(listener), plan)

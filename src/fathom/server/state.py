@@ -17,7 +17,8 @@ from fathom.errors import FathomError, NotFoundError, UnavailableError
 from fathom.server.config import ServerConfig
 from fathom.server.observer import ServerObserver
 from fathom.server.responses.store import ResponseStore
-from fathom.spec.plan import DeploymentPlan
+from fathom.spec.plan import DeploymentPlan, RemotePlan
+from fathom.text.absent import AbsentTokenizer
 from fathom.text.chat import ChatTemplate, choose_template
 from fathom.text.delta import Delta
 from fathom.text.tokenizer import Tokenizer
@@ -56,7 +57,7 @@ class Engine(Protocol):
         ...
 
     @property
-    def plan(self) -> DeploymentPlan:
+    def plan(self) -> DeploymentPlan | RemotePlan:
         """What runs. Raises: UnavailableError until ready."""
         ...
 
@@ -87,11 +88,16 @@ class Engine(Protocol):
 class ServedModel:
     """The model that answers, once it is loaded."""
 
-    plan: DeploymentPlan
+    plan: DeploymentPlan | RemotePlan
     tokenizer: Tokenizer
     template: ChatTemplate
     defaults: SamplingParams
     created_s: int
+
+    @property
+    def is_rendered_here(self) -> bool:
+        """Whether prompts become tokens here; an upstream server does it otherwise."""
+        return not isinstance(self.tokenizer, AbsentTokenizer)
 
     @property
     def name(self) -> str:

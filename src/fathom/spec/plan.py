@@ -71,3 +71,12 @@ class DeploymentPlan:
     def kv_tokens(self) -> int:
         """Tokens that the page pool holds."""
         return self.num_pages * self.page_size
+
+
+@dataclass(frozen=True, slots=True)
+class RemotePlan:
+    """What is known of a model that another server runs; `model_path` is that server's URL."""
+
+    model_path: str
+    served_names: tuple[str, ...]
+    max_model_len: int

@@ -76,6 +76,7 @@ def encode_chat(
     Raises: RequestError as `render_chat`; CheckpointError where the tokenizer lacks a control
     token of the template.
     """
+    tokenizer.require()
     segments = render_chat(
         template,
         messages,

@@ -57,8 +57,9 @@ class Delta:
     `text` is the answer proper, `reasoning` what the model thought before it. `token_ids` and
     `logprobs` come when the tokens do, text when it is certain, so they need not match one by one
     (`logprobs` and `token_ids` do). `stop_reason` is the stop string or stop token id. The counts
-    are totals so far. `has_stray_markup`: some text is markup of tool calls that could not be
-    read. `error` explains finish_reason "error".
+    are totals so far; `num_prompt` is there where an upstream rendered the prompt.
+    `has_stray_markup`: some text is markup of tool calls that could not be read. `error` explains
+    finish_reason "error".
     """
 
     index: int = 0
@@ -74,6 +75,7 @@ class Delta:
     num_reasoning_tokens: int = 0
     num_cached: int = 0
     has_stray_markup: bool = False
+    num_prompt: int | None = None
     error: str = ""
 
     @property

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fathom.errors import ConfigError, RequestError
+from fathom.text.channels import OutputFormat
 from fathom.text.markers import CALL_BEGIN, END_THINK, THINK
-from fathom.text.output import OutputFormat
 from fathom.text.render import V3Style
 from fathom.text.segments import ASSISTANT, USER
 from fathom.text.tokenizer import Tokenizer

@@ -49,6 +49,9 @@ class Tokenizer:
         files = read_files(path)
         return cls(files, files.build_model())
 
+    def require(self) -> None:
+        """Raises: RequestError where the files are not here (`text.absent`)."""
+
     @property
     def special_ids(self) -> Mapping[str, int]:
         """Every control token's string and id; text never encodes to one of these ids."""

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from fathom.core.types import SamplingParams, StructuredOutputs, TokenEvent
 from fathom.errors import RequestError
+from fathom.text.channels import OutputFormat
 from fathom.text.grammar.asked import Asked, ToolRule, ToolRules
 from fathom.text.grammar.engine import GrammarEngine
 from fathom.text.grammar.schema import ENFORCED, REMARKS, find_fault, subschemas
 from fathom.text.markers import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEP
-from fathom.text.output import OutputFormat, OutputStream
+from fathom.text.output import OutputStream
 from fathom.text.tokenizer import Tokenizer
 from tests.text.grammar.walks import allowed_ids, constraint_of, random_answer
 

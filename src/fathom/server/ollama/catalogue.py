@@ -15,6 +15,7 @@ from fathom.server.ollama.wire import served_name
 from fathom.server.state import ServedModel, ServerState
 from fathom.spec.deepseek_params import parameter_table
 from fathom.spec.model import ModelSpec
+from fathom.spec.plan import DeploymentPlan, RemotePlan
 from fathom.text.prompt import can_infill
 
 
@@ -36,8 +37,7 @@ async def show(state: ServerState, exchange: Exchange) -> None:
     body = await exchange.read_json_body(state.config.max_body_bytes)
     _, model = state.require()
     served_name(model, decode(body, ShowRequest).model)
-    spec, defaults = model.plan.model, model.defaults
-    family = _family(spec)
+    defaults = model.defaults
     can = {
         "completion": True,
         "insert": can_infill(model.tokenizer),
@@ -49,21 +49,29 @@ async def show(state: ServerState, exchange: Exchange) -> None:
         "template": model.template.name,
         "parameters": f"temperature {defaults.temperature:g}\ntop_p {defaults.top_p:g}",
         "details": _details(model),
-        "model_info": {
-            "general.architecture": family,
-            "general.parameter_count": _num_parameters(spec),
-            f"{family}.context_length": model.plan.max_model_len,
-            f"{family}.embedding_length": spec.hidden_size,
-            f"{family}.block_count": spec.num_layers,
-            f"{family}.vocab_size": spec.vocab_size,
-        },
+        "model_info": _info(model.plan),
         "capabilities": [name for name, is_there in can.items() if is_there],
     }
     await exchange.respond(200, json.encode(told))
 
 
+def _info(plan: DeploymentPlan | RemotePlan) -> dict[str, Any]:
+    if isinstance(plan, RemotePlan):
+        return {"general.architecture": "unknown", "unknown.context_length": plan.max_model_len}
+    spec, family = plan.model, _family(plan.model)
+    return {
+        "general.architecture": family,
+        "general.parameter_count": _num_parameters(spec),
+        f"{family}.context_length": plan.max_model_len,
+        f"{family}.embedding_length": spec.hidden_size,
+        f"{family}.block_count": spec.num_layers,
+        f"{family}.vocab_size": spec.vocab_size,
+    }
+
+
 def _cards(model: ServedModel) -> list[dict[str, Any]]:
-    size = sum(line.num_bytes for line in model.plan.ledger if line.part.startswith("weights"))
+    ledger = model.plan.ledger if isinstance(model.plan, DeploymentPlan) else ()
+    size = sum(line.num_bytes for line in ledger if line.part.startswith("weights"))
     return [
         {
             "name": name,
@@ -77,7 +85,11 @@ def _cards(model: ServedModel) -> list[dict[str, Any]]:
 
 
 def _details(model: ServedModel) -> dict[str, Any]:
-    spec, plan = model.plan.model, model.plan
+    plan = model.plan
+    if isinstance(plan, RemotePlan):  # an upstream's own business
+        names = ("parent_model", "format", "family", "parameter_size", "quantization_level")
+        return {**dict.fromkeys(names, ""), "families": []}
+    spec = plan.model
     return {
         "parent_model": "",
         "format": "safetensors",

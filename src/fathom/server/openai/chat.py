@@ -57,6 +57,8 @@ def _prepare(ask: Ask) -> _Job:
     model.check_name(request.model)
     ask.config.check("max_messages", "messages", len(request.messages))
     params = sampling_params(ask, request)
+    if request.return_token_ids:
+        model.tokenizer.require()
     # The model may call what it is shown, so with "none" it is shown nothing.
     tools = None if request.tool_choice == "none" else request.tools or None
     ask.config.check_sequences(1, request.n)

@@ -12,7 +12,7 @@ from msgspec import UNSET, json
 from fathom.engine.requests import GenerateRequest
 from fathom.errors import RequestError
 from fathom.server.answer import Choice
-from fathom.server.conversation import fit_context, last_ids
+from fathom.server.conversation import fit_context, last_ids, limited
 from fathom.server.exchange import Exchange
 from fathom.server.generation import News
 from fathom.server.job import Ask, answer
@@ -27,6 +27,7 @@ from fathom.server.openai.responses import (
 from fathom.server.openai.sampling import sampling_params
 from fathom.server.openai.schema import CompletionRequest
 from fathom.server.state import ServerState
+from fathom.server.thinking import one_meaning
 from fathom.text.delta import Delta, FinishReason
 from fathom.text.prompt import encode_infill, encode_prompt
 from fathom.text.tokenizer import Tokenizer
@@ -66,16 +67,19 @@ def _prepare(ask: Ask) -> _Job:
     params = sampling_params(ask, request)
     prompts = _prompts(request.prompt)
     ask.config.check_sequences(len(prompts), request.n)
+    budget = one_meaning({}, {"thinking_token_budget": request.thinking_token_budget}).budget
     name = f"cmpl-{request.request_id or uuid4().hex}"
     generates = []
     for number, prompt in enumerate(prompts):
         room, kept = model.plan.max_model_len, request.truncate_prompt_tokens
         ids = last_ids(_ids(request, prompt, model.tokenizer), kept, params, room)
+        format = model.template.output_format(model.tokenizer, ids, reads_tools=False)
+        sampling = limited(params, budget, model, format)
         generates.append(
             GenerateRequest(
                 id=f"{name}-{number}",
                 prompt_ids=ids,
-                sampling=fit_context(params, len(ids), room),
+                sampling=fit_context(sampling, len(ids), room),
                 cache_salt=request.cache_salt or "",
                 priority=request.priority,
             )
@@ -170,8 +174,10 @@ def _choice(job: _Job, number: int, index: int, of_prompt: list[Choice]) -> Text
         rows, first = choice.logprobs, None
         if request.echo:
             rows = [*scores, *rows]
-            first = job.tokenizer.token_text(ids[0])
-        logprobs = text_logprobs(rows, request.logprobs, first=first)
+            first = ids[0], job.tokenizer.token_text(ids[0])
+        logprobs = text_logprobs(
+            rows, request.logprobs, first=first, as_ids=request.return_tokens_as_token_ids
+        )
     return TextChoice(
         index=number * request.n + index,
         text=job.echoes[number] + choice.text,
@@ -205,7 +211,12 @@ class _Chunks(Chunks[_Job]):
             return []
         logprobs = None
         if request.logprobs is not None and delta.logprobs:
-            logprobs = text_logprobs(delta.logprobs, request.logprobs, offset=offset)
+            logprobs = text_logprobs(
+                delta.logprobs,
+                request.logprobs,
+                offset=offset,
+                as_ids=request.return_tokens_as_token_ids,
+            )
             self._offsets[index] += sum(len(row.token) for row in delta.logprobs)
         choice = TextChoice(
             index=index,

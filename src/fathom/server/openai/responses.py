@@ -175,16 +175,24 @@ def _token(row: TokenLogprob | TopToken) -> dict[str, Any]:
 
 
 def text_logprobs(
-    rows: Iterable[TokenLogprob], num_top: int, *, offset: int = 0, first: str | None = None
+    rows: Iterable[TokenLogprob],
+    num_top: int,
+    *,
+    offset: int = 0,
+    first: tuple[int, str] | None = None,
+    as_ids: bool = False,
 ) -> dict[str, Any]:
     """`logprobs` of a text choice whose first row's token stands at character `offset`. `first`
-    is the text of a prompt's first token, which nothing scores."""
+    is a prompt's first token, which nothing scores. `as_ids` names tokens `token_id:ID`."""
     lists: dict[str, list[Any]] = {
         "text_offset": [],
         "token_logprobs": [],
         "tokens": [],
         "top_logprobs": [],
     }
+
+    def name(row: TokenLogprob | TopToken) -> str:
+        return f"token_id:{row.token_id}" if as_ids else _name(row)
 
     def add(text: str, name: str, logprob: float | None, top: dict[str, float] | None) -> None:
         nonlocal offset
@@ -195,11 +203,12 @@ def text_logprobs(
         offset += len(text)
 
     if first is not None:
-        add(first, first, None, None)
+        token_id, text = first
+        add(text, f"token_id:{token_id}" if as_ids else text, None, None)
     for row in rows:
         scored = max(row.logprob, _LEAST_LOGPROB)
-        top = {_name(one): max(one.logprob, _LEAST_LOGPROB) for one in row.top[:num_top]}
-        add(row.token, _name(row), scored, {**top, _name(row): scored})
+        top = {name(one): max(one.logprob, _LEAST_LOGPROB) for one in row.top[:num_top]}
+        add(row.token, name(row), scored, {**top, name(row): scored})
     return lists
 
 

@@ -172,6 +172,8 @@ class CompletionRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fiel
     suffix: str | None = None
     echo: bool = False
     logprobs: int | None = None
+    return_tokens_as_token_ids: bool = False
+    thinking_token_budget: int | None = None
     add_special_tokens: bool = True
 
 

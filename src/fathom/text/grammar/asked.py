@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fathom.core.types import StructuredOutputs
-from fathom.text.output import OutputFormat
+from fathom.text.channels import OutputFormat
 from fathom.text.tools import ToolFormat
 
 Reasoning = Literal["none", "inside", "opens"]

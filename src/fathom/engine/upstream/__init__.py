@@ -1,0 +1,1 @@
+"""Another server's HTTP API in the engine's place: what `fathom proxy` asks."""

@@ -1,0 +1,202 @@
+"""A conversation as /v1/chat/completions, and its events as deltas.
+
+The upstream renders and parts the answer. What it left in the text is parted here, as far as text
+allows: reasoning that the answer opens with, and tool calls where tools are offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from fathom.engine.requests import GenerateRequest, Unrendered
+from fathom.engine.upstream.chat_answer import Answer, Message
+from fathom.engine.upstream.kinds import Kind, form_fields, refused, sampling_fields
+from fathom.engine.upstream.wire import message_of
+from fathom.perf.http_stream import BrokenStream
+from fathom.text.channels import Told
+from fathom.text.delta import Delta, FinishReason
+
+PATH = "/v1/chat/completions"
+# Sampling that stands for "not asked": the upstream's own defaults hold. No client sends this.
+NOT_ASKED = 1 - 2**-40
+_REASONS: dict[str, FinishReason] = {
+    "stop": "stop", "length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls",
+    "repetition": "repetition",
+}  # fmt: skip
+
+
+class _Choice(Struct):
+    index: int = 0
+    delta: Message | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class _PromptDetails(Struct):
+    cached_tokens: int | None = None
+
+
+class _AnswerDetails(Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _AnswerDetails | None = None
+    prompt_cache_hit_tokens: int | None = None
+
+
+class _Event(Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_DECODER = msgspec.json.Decoder(_Event)
+
+
+def body_of(
+    request: GenerateRequest, conversation: Unrendered, kind: Kind, model: str
+) -> dict[str, Any]:
+    """The request as the upstream gets it. Raises: RequestError for what it cannot be asked."""
+    sampling = request.sampling
+    if sampling.logprobs is not None:
+        raise refused("logprobs", kind, "no tokens", "start the proxy with --tokenizer")
+    told = {"model": model, "messages": conversation.messages, **sampling_fields(request, kind)}
+    told |= {"stream": True, "stream_options": {"include_usage": True}}
+    for name in ("temperature", "top_p"):
+        if told[name] == NOT_ASKED:
+            del told[name]
+    if told["max_tokens"] is None:
+        del told["max_tokens"]
+    if sampling.stop:
+        told["stop"] = list(sampling.stop)
+    for name, neutral in (("include_stop_str_in_output", False), ("skip_special_tokens", True)):
+        if getattr(sampling, name) != neutral:
+            raise refused(name, kind, "no tokens", "start the proxy with --tokenizer")
+    told |= _of_conversation(conversation, kind)
+    if sampling.structured_outputs is not None:
+        told |= form_fields(sampling.structured_outputs, kind)
+    rules = request.tools
+    if conversation.tools:
+        told["tools"] = conversation.tools
+        if rules is not None and rules.must_call:
+            named = {"type": "function", "function": {"name": rules.tools[0].name}}
+            is_named = len(rules.tools) == 1 and rules.is_single
+            told["tool_choice"] = named if is_named else "required"
+    return told
+
+
+def _of_conversation(conversation: Unrendered, kind: Kind) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    is_on = conversation.thinking
+    if is_on is not None:
+        if kind.thinking == "none":
+            raise refused("thinking", kind)
+        told |= (
+            {"chat_template_kwargs": {"thinking": is_on, "enable_thinking": is_on}}
+            if kind.thinking == "template"
+            else {"thinking": {"type": "enabled" if is_on else "disabled"}}
+        )
+    if conversation.budget is not None:
+        if not kind.has_budget:
+            raise refused("thinking_token_budget", kind)
+        told["thinking_token_budget"] = conversation.budget
+    if conversation.continues or conversation.add_generation_prompt is not None:
+        if not kind.can_continue:
+            raise refused("continue_final_message", kind)
+        told["add_generation_prompt"] = (
+            not conversation.continues
+            if conversation.add_generation_prompt is None
+            else conversation.add_generation_prompt
+        )
+        told["continue_final_message"] = conversation.continues
+    return told
+
+
+class ChatReader:
+    """Events of the upstream in, deltas out, by `give`.
+
+    The ends of the choices wait for the usage, which comes last. Until then each piece counts as a
+    token; then the first choice has what the others do not.
+    """
+
+    def __init__(
+        self, name: str, num_choices: int, reads_tools: bool, give: Callable[[Delta], None]
+    ) -> None:
+        self._answers = [Answer(f"call_{name}_{i}", reads_tools) for i in range(num_choices)]
+        self._give = give
+        self._usage = _Usage()
+        self._ends: dict[int, Delta] = {}
+        self.has_news = False
+
+    def event(self, raw: bytes) -> None:
+        """One event. Raises: BrokenStream."""
+        try:
+            event = _DECODER.decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise BrokenStream(f"not an event of /v1/chat/completions: {error}") from error
+        if event.error is not None:
+            raise BrokenStream(message_of(event.error)[0])
+        if event.usage is not None:
+            self._usage = event.usage
+        for choice in event.choices:
+            self._choice(choice)
+
+    def finish(self) -> None:
+        """The stream is over. Raises: BrokenStream where a choice is not."""
+        if len(self._ends) < len(self._answers):
+            raise BrokenStream("the answer has no end")
+        usage = self._usage
+        cached = usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens
+        details = usage.completion_tokens_details
+        others = sum(answer.num_tokens for answer in self._answers[1:])
+        for index, end in self._ends.items():
+            num_tokens, num_reasoning = self._answers[index].num_tokens, 0
+            if index == 0 and usage.completion_tokens:
+                num_tokens = max(0, usage.completion_tokens - others)
+                num_reasoning = (details and details.reasoning_tokens) or 0
+            self._give(
+                replace(
+                    end,
+                    num_prompt=usage.prompt_tokens,
+                    num_cached=cached or usage.prompt_cache_hit_tokens or 0,
+                    num_tokens=num_tokens,
+                    num_reasoning_tokens=num_reasoning,
+                )
+            )
+
+    def _choice(self, choice: _Choice) -> None:
+        if not 0 <= choice.index < len(self._answers) or choice.index in self._ends:
+            raise BrokenStream(f"an event of choice {choice.index}, which is not there")
+        answer, told = self._answers[choice.index], Told()
+        self.has_news = True
+        answer.read(choice.delta or Message(), told)
+        reason, detail = None, choice.stop_reason
+        if choice.finish_reason is not None:
+            reason = _REASONS.get(choice.finish_reason)
+            if reason is None:
+                raise BrokenStream(f"the answer ended for the reason {choice.finish_reason}")
+            answer.flush(told)
+            if reason == "stop" and answer.num_calls and detail is None:
+                reason = "tool_calls"
+        delta = Delta(
+            index=choice.index,
+            text="".join(told.text),
+            reasoning="".join(told.reasoning),
+            tool_calls=tuple(told.calls),
+            finish_reason=reason,
+            stop_reason=detail,
+            num_tokens=answer.num_tokens,
+        )
+        if reason is not None:
+            self._ends[choice.index] = delta
+        elif not delta.is_empty:
+            self._give(delta)

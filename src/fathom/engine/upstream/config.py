@@ -1,0 +1,103 @@
+"""What was asked of a proxy: where the engine is, what it is, and how long it may be silent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from fathom.config import check_setting, setting
+from fathom.engine.upstream.kinds import KINDS
+from fathom.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamConfig:
+    """Settings of the proxy's side towards the engine, as asked."""
+
+    upstream: str = field(
+        default="",
+        metadata=setting(
+            "URL of the OpenAI-compatible server to stand in front of, with or without /v1.",
+            "--upstream",
+        ),
+    )
+    upstream_kind: str = field(
+        default="auto",
+        metadata=setting(
+            "What the upstream is, which decides what it can be asked; auto: what its /v1/models "
+            "says.",
+            "--upstream-kind",
+            wanted=f"auto, {', '.join(KINDS)}",
+        ),
+    )
+    model: str | None = field(
+        default=None,
+        metadata=setting(
+            "The upstream's name of the model; the first of its /v1/models where not given.",
+            "--model",
+        ),
+    )
+    served_model_name: tuple[str, ...] = field(
+        default=(),
+        metadata=setting(
+            "Names under which clients know it; the upstream's where not given.",
+            "--served-model-name",
+        ),
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata=setting(
+            "Directory with the model's tokenizer files. With it, prompts are rendered here and "
+            "answers are read token by token; without it, conversations are passed on.",
+            "--tokenizer",
+        ),
+    )
+    max_model_len: int | None = field(
+        default=None,
+        metadata=setting(
+            "Longest sequence, prompt and answer together; what the upstream or config.json beside "
+            "the tokenizer says where not given.",
+            "--max-model-len",
+            unit="tokens",
+            wanted="a count such as 4096 or 128K",
+        ),
+    )
+    api_key_env: str | None = field(
+        default=None,
+        metadata=setting(
+            "Name of the environment variable that holds the key for the upstream.",
+            "--api-key-env",
+        ),
+    )
+    connect_timeout_s: float = field(
+        default=10.0,
+        metadata=setting(
+            "Longest wait for a connection to the upstream.", "--connect-timeout", unit="seconds"
+        ),
+    )
+    silence_timeout_s: float = field(
+        default=600.0,
+        metadata=setting(
+            "Longest wait for the next piece of an answer, the first one included.",
+            "--silence-timeout",
+            unit="seconds",
+        ),
+    )
+    request_timeout_s: float = field(
+        default=3600.0,
+        metadata=setting("Longest answer.", "--request-timeout", unit="seconds"),
+    )
+
+    def __post_init__(self) -> None:
+        if not self.upstream:
+            raise ConfigError("--upstream is needed", wanted="a URL such as http://127.0.0.1:8000")
+        kinds = ("auto", *KINDS)
+        _check("upstream_kind", self.upstream_kind in kinds, self.upstream_kind, ", ".join(kinds))
+        length = self.max_model_len
+        _check("max_model_len", length is None or length >= 2, length, "2 tokens or more")
+        for name in ("connect_timeout_s", "silence_timeout_s", "request_timeout_s"):
+            value = getattr(self, name)
+            _check(name, 0 < value <= 86400, value, "over 0, at most 86400 seconds")
+
+
+_check = partial(check_setting, UpstreamConfig)

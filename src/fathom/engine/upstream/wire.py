@@ -1,0 +1,183 @@
+"""Requests to the upstream: deadlines, events, and every failure as an error of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from fathom.errors import (
+    FathomError,
+    OverloadedError,
+    RequestError,
+    UnavailableError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
+from fathom.perf.http_stream import BrokenStream, HttpClient, Origin, Response
+
+# An event of an answer that is longer than this is no event.
+MAX_EVENT_BYTES = 8 * 1024 * 1024
+MAX_WHOLE_BYTES = 8 * 1024 * 1024
+_KEY_FIX = "put the upstream's key into the variable that --api-key-env names"
+
+
+class EventStream:
+    """The events of one answer, out of bytes as they come. `on_event` may raise BrokenStream."""
+
+    def __init__(self, on_event: Callable[[bytes], None]) -> None:
+        self._on_event = on_event
+        self._rest = b""
+        self.heard_s = time.monotonic()
+        """When the last event came: a comment that fills silence is none."""
+        self.is_done = False
+
+    def feed(self, piece: bytes, _: float) -> None:
+        """A piece of the body. Raises: BrokenStream."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise BrokenStream("an event without an end")
+        for line in lines:
+            if line.startswith(b"data:") and not self.is_done:
+                self.heard_s = time.monotonic()
+                event = line[5:].strip()
+                if event == b"[DONE]":
+                    self.is_done = True
+                else:
+                    self._on_event(event)
+
+
+class Upstream:
+    """One upstream server. Every call has deadlines; cancelling one hangs up."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None,
+        *,
+        connect_timeout_s: float,
+        silence_timeout_s: float,
+        request_timeout_s: float,
+    ) -> None:
+        origin = Origin.of(url, "--upstream")
+        self.origin = Origin(
+            origin.host, origin.port, origin.is_tls, origin.prefix.removesuffix("/v1")
+        )
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._http = HttpClient(
+            self.origin, headers, time.monotonic, connect_timeout_s=connect_timeout_s
+        )
+        self._silence_s, self._whole_s = silence_timeout_s, request_timeout_s
+
+    async def get_json(self, path: str) -> Any:
+        """The JSON at `path`. Raises: FathomError."""
+        pieces: list[bytes] = []
+
+        def keep(piece: bytes, _: float) -> None:
+            pieces.append(piece)
+            if sum(map(len, pieces)) > MAX_WHOLE_BYTES:
+                raise BrokenStream("the answer is too long")
+
+        try:
+            async with asyncio.timeout(min(60.0, self._silence_s)):
+                response = await self._http.get(path, keep)
+        except (OSError, BrokenStream) as error:
+            raise self.broken(error) from error
+        if response.status != 200:
+            raise error_of(response)
+        try:
+            return msgspec.json.decode(b"".join(pieces))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise UpstreamError(f"the upstream's {path} is not JSON", found=str(error)) from error
+
+    async def stream(self, path: str, body: dict[str, Any], events: EventStream) -> None:
+        """Ask, and feed `events` until the answer is over. Raises: FathomError."""
+        raw = msgspec.json.encode(body)
+        end_s = time.monotonic() + self._whole_s
+        events.heard_s = time.monotonic()
+        asking = asyncio.ensure_future(self._http.post(path, raw, events.feed))
+        try:
+            while not asking.done():
+                due_s = min(end_s, events.heard_s + self._silence_s)
+                left_s = due_s - time.monotonic()
+                if left_s <= 0:
+                    limit_s = self._whole_s if due_s == end_s else self._silence_s
+                    raise UpstreamTimeoutError(
+                        "the upstream did not answer in time", wanted=f"within {limit_s:g} s"
+                    )
+                await asyncio.wait((asking,), timeout=left_s)
+            response = asking.result()
+        except (OSError, BrokenStream) as error:
+            if events.is_done:
+                return  # how the connection ends after the answer is nobody's business
+            raise self.broken(error) from error
+        finally:
+            if not asking.done():
+                asking.cancel()
+                await asyncio.wait((asking,))
+        if response.status != 200:
+            raise error_of(response)
+
+    def broken(self, error: Exception) -> FathomError:
+        """What a connection that failed means to a client of the proxy."""
+        if isinstance(error, BrokenStream):
+            return UpstreamError("the upstream broke off its answer", found=str(error))
+        return UnavailableError(
+            "the upstream cannot be reached",
+            found=str(error) or type(error).__name__,
+            wanted=f"a server at {self.origin.url}",
+        )
+
+    async def close(self) -> None:
+        """Hang up everywhere."""
+        await self._http.close()
+
+
+def error_of(response: Response) -> FathomError:
+    """What a status other than 200 means to a client of the proxy.
+
+    A 400 is the client's own, passed on; a wrong key is the proxy's, which its client cannot mend.
+    """
+    status = response.status
+    message, param = _parts(bytes(response.body))
+    found = f"{status}: {message}"[:2000]
+    if status == 429:
+        return OverloadedError(
+            "the upstream takes no more", retry_after_s=_seconds(response.retry_after), found=found
+        )
+    if status in (401, 403):
+        return UpstreamError("the upstream refused the proxy's key", found=found, fix=_KEY_FIX)
+    if status in (400, 413, 422):
+        return RequestError("the upstream refused the request", param=param, found=found)
+    if status == 503:
+        return UnavailableError("the upstream is not available", found=found)
+    if status == 504:
+        return UpstreamTimeoutError("the upstream did not answer in time", found=found)
+    return UpstreamError("the upstream failed", found=found)
+
+
+def message_of(error: object) -> tuple[str, str | None]:
+    """The text in an error object, and the field that it names."""
+    if isinstance(error, dict):
+        inner = error.get("error", error)
+        if isinstance(inner, dict):
+            param = inner.get("param")
+            text = inner.get("message", inner.get("detail", inner))
+            return str(text), param if isinstance(param, str) else None
+        return str(inner), None
+    return str(error), None
+
+
+def _parts(body: bytes) -> tuple[str, str | None]:
+    try:
+        return message_of(msgspec.json.decode(body))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return body[:500].decode("utf-8", "replace"), None
+
+
+def _seconds(header: str) -> int:
+    """A Retry-After in seconds; one that is a date, or not there, is a second."""
+    return min(max(int(header), 1), 86400) if header.isdigit() and len(header) < 10 else 1
