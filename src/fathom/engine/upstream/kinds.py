@@ -2,8 +2,8 @@
 
 A field that a kind does not have is refused by name: sent on, it would be ignored there or refused
 in words that are about another request. Sources: the request types of vLLM 0.10.2 and later
-(`entrypoints/openai`), of SGLang 0.5 (`entrypoints/openai/protocol.py`), of llama.cpp's server
-(`tools/server/README.md`), and DeepSeek's API reference.
+(`entrypoints/openai`) and of SGLang 0.5 (`entrypoints/openai/protocol.py`, completions). The rows
+of llama.cpp's server and of DeepSeek's API are not checked against a source yet.
 """
 
 from __future__ import annotations
