@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fathom.server.routes import ROUTES
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -22,7 +20,8 @@ def test_every_operation_holds_to_the_description(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(output.read_text(encoding="utf-8"))
-    assert told["operations"]["tested"] == len(ROUTES)
+    operations = told["operations"]
+    assert operations["tested"] == operations["selected"] == operations["total"] > 30
     assert not told["failures"]
     assert all(int(status) < 500 for status in told["statuses"])
     assert told["statuses"]["200"] > 100

@@ -25,13 +25,28 @@ def server() -> Iterator[LiveServer]:
 
 
 def chat(server: LiveServer, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "fathom.cli", "chat", "--url", server.url, "--api-key", KEY, *more],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    # A process in the background of a script inherits that SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "fathom.cli",
+                "chat",
+                "--url",
+                server.url,
+                "--api-key",
+                KEY,
+                *more,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def said(server: LiveServer) -> list[str]:
