@@ -9,7 +9,7 @@ of llama.cpp's server and of DeepSeek's API are not checked against a source yet
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from fathom.core.structured import FORMS
@@ -40,16 +40,23 @@ class Kind:
 
 
 _OPENAI_FORMS = {"json": "response_format", "json_object": "response_format"}
-_OWN = {
-    "has_ids": True, "names_ids": True, "has_salt": True, "has_priority": True, "has_budget": True,
-    "can_continue": True, "sampling": frozenset(_VLLM), "forms": {"*": "structured_outputs"},
-    "thinking": "template",
-}  # fmt: skip
+_OWN = Kind(
+    name="fathom",
+    has_ids=True,
+    names_ids=True,
+    has_salt=True,
+    has_priority=True,
+    has_budget=True,
+    can_continue=True,
+    sampling=frozenset(_VLLM),
+    forms={"*": "structured_outputs"},
+    thinking="template",
+)
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind(name="fathom", **_OWN),  # type: ignore[arg-type]
-        Kind(name="vllm", **_OWN),  # type: ignore[arg-type]
+        _OWN,
+        replace(_OWN, name="vllm"),
         Kind(
             name="sglang",
             has_ids=True,
