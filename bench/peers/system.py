@@ -32,15 +32,24 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is measured, with a mark where files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty"]
-    try:
+    """The last commit that changed what is measured, with a mark where files differ from it."""
+
+    def git(*words: str) -> str:
         answer = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30
+            ["git", *words, "--", "src", "csrc"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
         )
+        return answer.stdout.strip()
+
+    try:
+        mark = "-dirty" if git("status", "--porcelain") else ""
+        return (git("log", "-1", "--format=%H") or "unknown") + mark
     except OSError:
         return "unknown"
-    return answer.stdout.strip() or "unknown"
 
 
 def available_bytes() -> int:
