@@ -56,7 +56,7 @@ def _transformers(cache: Cache, threads: int) -> Peer:
         number_format="bf16",
         needs=("hf", "hf-packages"),
         driver=(*command, "--threads", str(threads)),
-        memory_bytes=4 * _GIB,
+        memory_bytes=7 * _GIB,
         environment={"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
     )
 

@@ -63,9 +63,10 @@ def available_bytes() -> int:
 @contextmanager
 def watched() -> Iterator[dict[str, float]]:
     """Fills in, at its end, how the machine was: shares of all CPU time that the hypervisor stole
-    (`steal`) and that was spent at all (`busy`), the load average, the seconds."""
+    (`steal`) and that was spent at all (`busy`), the load average, the seconds, and the pages that
+    had to be read again from disk (`disk_pages`): many tell of too little memory."""
     seen: dict[str, float] = {}
-    before, begun = _cpu_times(), time.monotonic()
+    before, begun, faults = _cpu_times(), time.monotonic(), _major_faults()
     yield seen
     spent = [late - early for late, early in zip(_cpu_times(), before, strict=True)]
     total = max(1, sum(spent))
@@ -73,6 +74,15 @@ def watched() -> Iterator[dict[str, float]]:
     seen["busy"] = round(1 - (spent[3] + spent[4]) / total, 4)
     seen["load"] = round(os.getloadavg()[0], 2)
     seen["seconds"] = round(time.monotonic() - begun, 2)
+    seen["disk_pages"] = _major_faults() - faults
+
+
+def _major_faults() -> int:
+    """Pages that any process had to read from disk, since the start: /proc/vmstat."""
+    for line in Path("/proc/vmstat").read_text(encoding="utf-8").splitlines():
+        if line.startswith("pgmajfault "):
+            return int(line.split()[1])
+    return 0
 
 
 def _cpu_times() -> list[int]:
