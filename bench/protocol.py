@@ -1,9 +1,11 @@
-"""What the protocol layer costs: templating, parsing and JSON by themselves, and over HTTP.
+"""What the protocol layer costs: its parts by themselves, over HTTP, and as a proxy.
 
-    python bench/protocol.py [--rounds N] [--streams N] [--output FILE]
+    python bench/protocol.py [--rounds N] [--streams N] [--parts NAME ...] [--output FILE]
 
-CPU seconds of this process only; the client of the HTTP part is another. The engine is a script:
-the tokens of one answer go through the same text layer as those of the real one.
+CPU seconds of this process only; the client of the HTTP part is another, and so is the server
+behind the proxy. The engine is a script: the tokens of one answer go through the same text layer as
+those of the real one. The server behind the proxy sends each stream 30 tokens a second. Parts that
+are not measured stay in the file as they are.
 """
 
 from __future__ import annotations
@@ -23,11 +25,15 @@ from typing import Any
 import uvloop
 from msgspec import json as msgspec_json
 from server import ROOT, Replay, machine
+from sse_server import Script, start
 
 from fathom.config import EngineConfig
 from fathom.core.types import SamplingParams, TokenEvent
 from fathom.engine.async_engine import AsyncEngine
 from fathom.engine.requests import GenerateRequest
+from fathom.engine.timing import NoObserver
+from fathom.engine.upstream.config import UpstreamConfig
+from fathom.engine.upstream.engine import UpstreamEngine
 from fathom.server.app import Application
 from fathom.server.config import ServerConfig
 from fathom.server.listen import listen
@@ -140,14 +146,62 @@ def run_client(url: str) -> None:
         print(uvloop.run(all_streams(*map(int, line.split()))), flush=True)
 
 
+def run_upstream() -> None:
+    """The server behind the proxy: prints its port and answers."""
+    tokenizer = Tokenizer.load(embedded_path())
+    ids = tokenizer.encode(" ".join(f"word {number}," for number in range(200)))
+
+    async def serve() -> None:
+        pieces = [(tokenizer.decode([token_id]), token_id) for token_id in ids]
+        server, port = await start(Script(gap_s=1 / 30, pieces=pieces))
+        print(port, flush=True)
+        await server.serve_forever()
+
+    uvloop.run(serve())
+
+
+async def as_proxy(streams: int, num_tokens: int, rounds: int) -> dict[str, Any]:
+    """CPU of the proxy's process for a streamed token, with the model's tokenizer and without."""
+    upstream = await asyncio.create_subprocess_exec(
+        *(sys.executable, __file__, "--upstream"), stdout=subprocess.PIPE
+    )
+    assert upstream.stdout is not None
+    url = f"http://127.0.0.1:{int(await upstream.stdout.readline())}"
+    told: dict[str, Any] = {}
+    for name, files in (("with tokenizer", str(embedded_path())), ("without tokenizer", None)):
+        config = UpstreamConfig(
+            upstream=url, upstream_kind="vllm", tokenizer=files, max_model_len=4096
+        )
+        engine = await UpstreamEngine.start(config, None, NoObserver())
+        try:
+            await engine.ready()
+            told |= await measured(engine, [name], streams, num_tokens, rounds)
+        finally:
+            await engine.close()
+    upstream.kill()
+    await upstream.wait()
+    return told
+
+
 async def over_http(streams: int, num_tokens: int, rounds: int) -> dict[str, Any]:
     """CPU of the API process for a streamed token, plain text and tool calls in turn."""
     engine = await AsyncEngine.start(EngineConfig(kv_cache_memory_bytes=128 * 2**20))
-    state = ServerState(ServerConfig(port=0))
-    samples: dict[str, list[float]] = {"plain text": [], "a tool call": []}
     try:
         await engine.ready()
-        state.engine = Scripted(engine)
+        names = ["plain text", "a tool call"]
+        return await measured(Scripted(engine), names, streams, num_tokens, rounds)
+    finally:
+        await engine.close()
+
+
+async def measured(
+    engine: Any, names: list[str], streams: int, num_tokens: int, rounds: int
+) -> dict[str, Any]:
+    """CPU of this process for a streamed token of `engine`; the second of `names` is of calls."""
+    state = ServerState(ServerConfig(port=0))
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    try:
+        state.engine = engine
         listener = listen("127.0.0.1", 0)
         server = http_server(Application(state))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -172,7 +226,6 @@ async def over_http(streams: int, num_tokens: int, rounds: int) -> dict[str, Any
         await serving
     finally:
         state.close()
-        await engine.close()
     told = {k: {"median_s": statistics.median(v), "samples_s": v} for k, v in samples.items()}
     return {"streams": streams, "tokens_a_stream": num_tokens, **told}
 
@@ -182,23 +235,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="after one of warm-up")
     parser.add_argument("--streams", type=int, default=256)
+    parts = ("alone", "over_http", "as_proxy")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results" / "protocol.json")
     parser.add_argument("--client", help=argparse.SUPPRESS)
+    parser.add_argument("--upstream", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.client:
         run_client(options.client)
         return
-    tokenizer = Tokenizer.load(embedded_path())
-    report = {
-        "benchmark": "protocol",
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "alone": alone(tokenizer, options.rounds),
-        "over_http": uvloop.run(over_http(options.streams, 200, options.rounds)),
+    if options.upstream:
+        run_upstream()
+        return
+    works: dict[str, Callable[[], dict[str, Any]]] = {
+        "alone": lambda: alone(Tokenizer.load(embedded_path()), options.rounds),
+        "over_http": lambda: uvloop.run(over_http(options.streams, 200, options.rounds)),
+        "as_proxy": lambda: uvloop.run(as_proxy(64, 100, options.rounds)),
     }
-    for part in ("alone", "over_http"):
+    report = json.loads(options.output.read_text("utf-8")) if options.output.exists() else {}
+    report["benchmark"] = "protocol"
+    for part in options.parts:
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        report[part] = {"started": started, "machine": machine(), **works[part]()}
         for name, row in report[part].items():
-            if isinstance(row, dict):
+            if isinstance(row, dict) and "median_s" in row:
                 print(f"{part:<9} {name:<32} {row['median_s'] * 1e6:8.2f} us")
     options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"written: {options.output}")

@@ -26,7 +26,8 @@ class Script:
     """What the server does. `first_s`, `gap_s`: seconds to the first token and between tokens.
 
     `refuse_first` requests get `status`; a stream is cut after `cut_after` tokens; `hold`, while it
-    is not set, keeps every answer from beginning. `events` go out as they stand where given.
+    is not set, keeps every answer from beginning. `events` go out as they stand where given;
+    `pieces` are texts and token ids that tokens say in turn, in place of their times.
     """
 
     first_s: float = 0.0
@@ -37,6 +38,7 @@ class Script:
     has_length: bool = True
     hold: asyncio.Event | None = None
     events: list[bytes] | None = None
+    pieces: list[tuple[str, int]] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     written_s: list[list[float]] = field(default_factory=list)
@@ -122,7 +124,10 @@ class Stream(asyncio.Protocol):
                     self._transport.close()
                     return
                 written_s.append(time.perf_counter())
-                self._write(_token(body, f"{due_s!r} {written_s[-1]!r}\n", position == count - 1))
+                said = (f"{due_s!r} {written_s[-1]!r}\n", 0)
+                if script.pieces:
+                    said = script.pieces[position % len(script.pieces)]
+                self._write(_token(body, *said, is_last=position == count - 1))
             usage = {"prompt_tokens": 7, "completion_tokens": count}
             self._write(b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n")
             self._write(b"data: [DONE]\n\n")
@@ -137,9 +142,13 @@ class Stream(asyncio.Protocol):
         )
 
 
-def _token(body: dict[str, Any], text: str, is_last: bool) -> bytes:
+def _token(body: dict[str, Any], text: str, token_id: int, *, is_last: bool) -> bytes:
     reason = "length" if is_last else None
-    said = {"delta": {"content": text}} if "messages" in body else {"text": text}
+    said: dict[str, Any] = {"text": text}
+    if "messages" in body:
+        said = {"delta": {"content": text}}
+    elif body.get("return_token_ids"):
+        said["token_ids"] = [token_id]
     event = {"object": "chunk", "choices": [{"index": 0, **said, "finish_reason": reason}]}
     return b"data: " + json.dumps(event).encode() + b"\n\n"
 

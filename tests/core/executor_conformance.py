@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -379,3 +379,37 @@ class ExecutorConformance:
                 handle.wait(self.case.timeout_s)
         with pytest.raises(EngineError):
             driver.submit()
+
+
+class SamplingConformance(ExecutorConformance):
+    """The suite for executors that choose tokens by logits."""
+
+    @pytest.mark.parametrize("rule", ["allowed", "bad", "bad together"])
+    def test_allowed_and_bad_tokens_hold_with_drafts_and_in_company(
+        self, driver: Driver, rule: str
+    ) -> None:
+        prompt = driver.prompt(3, salt=13)
+        free = driver.naive(prompt, 4)
+        others = tuple(token for token in range(driver.case.vocab_size) if token not in free)[:3]
+        asked: dict[str, Any] = {
+            "allowed": {"allowed_token_ids": others},
+            "bad": {"bad_token_ids": tuple((token,) for token in free)},
+            "bad together": {"bad_token_ids": (free[:2],)},
+        }[rule]
+        sampling = SamplingParams(temperature=0.0, max_tokens=None, **asked)
+        expected = driver.naive(prompt, 4, sampling=sampling)
+        if rule == "allowed":
+            assert set(expected) <= set(others)
+        elif rule == "bad":
+            assert not set(expected) & set(free)
+        else:
+            assert (expected[0], expected[1] == free[1]) == (free[0], False)
+        entry = driver.first(prompt, sampling=sampling, max_len=12)
+        company = driver.first(prompt, max_len=12)
+        result = driver.run(company, entry)
+        assert result.tokens[company.id] == free[:1]
+        tokens = result.tokens[entry.id]
+        step = PlanEntry(entry.id, len(prompt), tokens, drafts=free[1:3])
+        tokens += driver.run(PlanEntry(company.id, len(prompt), free[:1]), step).tokens[entry.id]
+        driver.run(dropped=(entry.id, company.id))
+        assert tokens == expected[: len(tokens)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ from fathom import LLM, SamplingParams
 from fathom.core.types import StructuredOutputs
 from fathom.engine import grammars
 from fathom.engine.grammars import GrammarChecker
-from fathom.errors import RequestError
+from fathom.errors import EngineError, RequestError
 from fathom.text.grammar.asked import Asked
 from fathom.text.grammar.engine import GrammarEngine
 from fathom.text.tokenizer import Tokenizer
@@ -63,18 +64,70 @@ def test_slow_grammars_are_killed_and_the_next_one_is_checked() -> None:
     asyncio.run(main())
 
 
-def test_a_process_that_dies_is_an_error_of_the_request_and_is_started_again() -> None:
+def refusal(form: Asked, max_more_bytes: int = grammars.MAX_MORE_BYTES) -> RequestError:
+    """Why a grammar is refused; the next one is checked all the same."""
+
+    async def main() -> RequestError:
+        checker = GrammarChecker(embedded_path, max_more_bytes)
+        try:
+            with pytest.raises(RequestError) as caught:
+                await checker.check(form)
+            assert await checker.check(asked(regex="b"))
+            return caught.value
+        finally:
+            await checker.close()
+
+    return asyncio.run(main())
+
+
+TEXTS = [f"{i}" + "x" * 900 for i in range(4000)]
+MANY_STATES = {"properties": {"a": {"allOf": SLOW["allOf"][:8]}}}
+
+
+@pytest.mark.parametrize(
+    ("form", "max_more_bytes", "code", "words"),
+    [
+        (asked(json=SLOW), grammars.MAX_MORE_BYTES, "schema_time_limit", "too long"),
+        # In the compiler's allocations, and in Python's.
+        (asked(json=SLOW), 16 << 20, "schema_memory_limit", "too much memory"),
+        (asked(choice=TEXTS), 8 << 20, "schema_memory_limit", "too much memory"),
+        (
+            asked(json=MANY_STATES),
+            grammars.MAX_MORE_BYTES,
+            "schema_state_limit",
+            "#/properties/a/allOf",
+        ),
+    ],
+    ids=["time", "memory", "memory of Python", "states"],
+)
+def test_each_limit_has_its_name(form: Asked, max_more_bytes: int, code: str, words: str) -> None:
+    error = refusal(form, max_more_bytes)
+    assert (error.http_status, error.code) == (400, code), error
+    assert words in str(error)
+    assert error.param is not None
+    assert error.param.startswith("structured_outputs.")
+
+
+@pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_crash_is_no_limit_and_not_the_requests_fault(how: signal.Signals) -> None:
     async def main() -> None:
         checker = GrammarChecker(embedded_path)
         try:
             await checker.check(asked(regex="a"))
             process = checker._process
             assert process is not None
-            process.kill()
+            process.send_signal(how)
             await process.wait()
-            with pytest.raises(RequestError, match="memory"):
-                await checker.check(asked(regex="b"))
-            assert await checker.check(asked(regex="b"))
+            assert await checker.check(asked(regex="b"))  # it died of neither request
+            checking = asyncio.ensure_future(checker.check(asked(json=SLOW)))
+            while not checker._lock.locked():
+                await asyncio.sleep(0)
+            process = checker._process
+            assert process is not None
+            process.send_signal(how)
+            with pytest.raises(EngineError, match=f"structured_outputs.json crashed.*{how.name}"):
+                await checking
+            assert await checker.check(asked(regex="c"))
         finally:
             await checker.close()
 

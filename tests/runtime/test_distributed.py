@@ -18,7 +18,7 @@ from fathom.core.types import SamplingParams
 from fathom.errors import CheckpointError, EngineError
 from fathom.runtime.build import build_executor, capacity_of
 from fathom.runtime.executors.distributed import DistributedExecutor
-from tests.core.executor_conformance import Driver, ExecutorCase, ExecutorConformance
+from tests.core.executor_conformance import Driver, ExecutorCase, SamplingConformance
 from tests.runtime.tiny_plans import VOCAB, tiny_plan
 
 
@@ -39,7 +39,7 @@ def _nothing_is_left_behind() -> object:
     assert not _rank_pids()
 
 
-class TestTwoRanks(ExecutorConformance):
+class TestTwoRanks(SamplingConformance):
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def _case(cls, tiny_checkpoint: Path) -> None:

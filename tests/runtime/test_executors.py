@@ -12,7 +12,7 @@ from fathom.core.types import StepPlan, StepResult
 from fathom.errors import EngineError
 from fathom.runtime.build import build_executor
 from fathom.runtime.executors.local import LocalExecutor
-from tests.core.executor_conformance import ExecutorCase, ExecutorConformance
+from tests.core.executor_conformance import ExecutorCase, SamplingConformance
 from tests.runtime.test_worker import make_worker
 from tests.runtime.tiny_plans import VOCAB, tiny_plan
 from tests.runtime.toy_model import VOCAB as TOY_VOCAB
@@ -29,17 +29,17 @@ def _toy(depth: int, page_size: int, drafts: ToyDrafts | None = None) -> Executo
     return LocalExecutor(make_worker(page_size, drafts=drafts), _capacity(depth, page_size))
 
 
-class TestLocalWithToyModel(ExecutorConformance):
+class TestLocalWithToyModel(SamplingConformance):
     case = ExecutorCase(
         lambda depth: _toy(depth, 4, ToyDrafts(2, is_strict=False)), TOY_VOCAB, num_drafts=3
     )
 
 
-class TestLocalWithPagesOfOneToken(ExecutorConformance):
+class TestLocalWithPagesOfOneToken(SamplingConformance):
     case = ExecutorCase(lambda depth: _toy(depth, 1), TOY_VOCAB)
 
 
-class TestLocalWithDeepseek(ExecutorConformance):
+class TestLocalWithDeepseek(SamplingConformance):
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def _case(cls, tiny_checkpoint: Path) -> None:

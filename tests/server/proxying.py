@@ -14,6 +14,7 @@ from typing import Any
 
 from fathom.engine.upstream.config import UpstreamConfig
 from fathom.engine.upstream.engine import UpstreamEngine
+from fathom.server.config import ServerConfig
 from tests.server.live_server import LiveServer
 from tests.server.test_real_engine import WAIT_S, Server
 
@@ -43,8 +44,10 @@ def proxying(upstream: str, *flags: str, env: dict[str, str] | None = None) -> I
 class LiveProxy(LiveServer):
     """The same server, in front of an upstream; `settings` are UpstreamConfig's."""
 
-    def __init__(self, *, key: str = "", **settings: Any) -> None:
-        super().__init__()
+    def __init__(
+        self, *, key: str = "", config: ServerConfig | None = None, **settings: Any
+    ) -> None:
+        super().__init__(config)
         self._settings, self._key = UpstreamConfig(**settings), key or None
 
     async def make_engine(self) -> Any:

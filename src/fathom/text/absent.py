@@ -24,10 +24,11 @@ class AbsentTokenizer(Tokenizer):
         self.bos_id, self.adds_bos, self.eos_ids = None, False, ()
         self.config: Mapping[str, object] = {}
 
-    def require(self) -> NoReturn:
+    def require(self, param: str | None = None) -> NoReturn:
         """Raises: RequestError."""
         raise RequestError(
-            "this needs the model's tokenizer, which this proxy does not have",
+            f"{param or 'this'} needs the model's tokenizer, which this proxy does not have",
+            param=param,
             code="unsupported_parameter",
             fix="start fathom proxy with --tokenizer DIR, or ask with a conversation",
         )

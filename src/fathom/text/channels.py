@@ -78,6 +78,16 @@ class Channels:
         return self._reasoning is not None and self._reasoning.is_inside
 
     @property
+    def is_answer(self) -> bool:
+        """Whether what comes next is the answer proper, as far as is known."""
+        return not self.is_inside and (self._tools is None or self._tools.is_outside)
+
+    @property
+    def trims(self) -> bool:
+        """Whether line breaks that come next are dropped."""
+        return self._reasoning is not None and self._reasoning.trims_start
+
+    @property
     def num_calls(self) -> int:
         """Tool calls so far."""
         return 0 if self._tools is None else self._tools.num_calls

@@ -56,8 +56,9 @@ class Delta:
 
     `text` is the answer proper, `reasoning` what the model thought before it. `token_ids` and
     `logprobs` come when the tokens do, text when it is certain, so they need not match one by one
-    (`logprobs` and `token_ids` do). `stop_reason` is the stop string or stop token id. The counts
-    are totals so far; `num_prompt` is there where an upstream rendered the prompt.
+    (`logprobs` and `token_ids` do). `text_logprobs` are those of the answer proper, as far as is
+    known when they come. `stop_reason` is the stop string or stop token id. The counts are totals
+    so far; `num_prompt` is there where an upstream rendered the prompt.
     `has_stray_markup`: some text is markup of tool calls that could not be read. `error` explains
     finish_reason "error".
     """
@@ -68,6 +69,7 @@ class Delta:
     tool_calls: tuple[ToolCallDelta, ...] = ()
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    text_logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None

@@ -61,7 +61,7 @@ class OutputStream:
             return None
         told = Told()
         self.num_cached = max(self.num_cached, event.num_cached)
-        num_used = self._read_tokens(event, told)
+        num_used, places = self._read_tokens(event, told)
         if event.finish_reason is not None:
             self._channels.read(self._detokenizer.finish(), told)
         self.is_finished = event.finish_reason is not None or self._has_stopped
@@ -69,13 +69,15 @@ class OutputStream:
         if self.is_finished:
             self._channels.flush(told)
         finish_reason, stop_reason = self._ending(event)
+        logprobs = tuple(map(self._logprob, event.logprobs[:num_used]))
         return Delta(
             index=self._index,
             text="".join(told.text),
             reasoning="".join(told.reasoning),
             tool_calls=tuple(told.calls),
             token_ids=event.token_ids[:num_used],
-            logprobs=tuple(map(self._logprob, event.logprobs[:num_used])),
+            logprobs=logprobs,
+            text_logprobs=tuple(logprobs[place] for place in places) if logprobs else (),
             prompt_logprobs=tuple(map(self._logprob, event.prompt_logprobs)),
             finish_reason=finish_reason,
             stop_reason=stop_reason,
@@ -90,22 +92,32 @@ class OutputStream:
     def _has_stopped(self) -> bool:
         return self._detokenizer.stopped_by is not None
 
-    def _read_tokens(self, event: TokenEvent, told: Told) -> int:
-        """Read the event's tokens up to a stop string; how many that were.
+    def _read_tokens(self, event: TokenEvent, told: Told) -> tuple[int, list[int]]:
+        """Read the event's tokens up to a stop string; how many that were, and which of them are
+        of the answer proper.
 
         The engine stops at tokens only, so the last token of its "stop" is not part of the text.
         """
         ended_by_token = event.finish_reason == "stop" and not self._includes_stop
         last = len(event.token_ids) - 1
+        places: list[int] = []
         for position, token_id in enumerate(event.token_ids):
             is_silent = ended_by_token and position == last
             was_inside = self._channels.is_inside
+            may_score = bool(event.logprobs) and self._may_be_answer(token_id, is_silent)
             self._channels.read(self._detokenizer.push(token_id, is_silent=is_silent), told)
             if was_inside and self._channels.is_inside:
                 self.num_reasoning_tokens += not is_silent
+            if may_score and self._channels.is_answer:
+                places.append(position)
             if self._detokenizer.stopped_by is not None:
-                return position + 1
-        return len(event.token_ids)
+                return position + 1, places
+        return len(event.token_ids), places
+
+    def _may_be_answer(self, token_id: int, is_silent: bool) -> bool:
+        """Whether the token would be of the answer proper if it is no marker, before it is read."""
+        is_trimmed = self._channels.trims and not self._tokenizer.token_text(token_id).strip("\n")
+        return self._channels.is_answer and not is_silent and not is_trimmed
 
     def _ending(self, event: TokenEvent) -> tuple[FinishReason | None, str | int | None]:
         """The reason and its detail; a stop string comes before whatever the engine says."""

@@ -21,7 +21,7 @@ class ReasoningSplitter:
     def __init__(self, *, starts_inside: bool, ends_at: frozenset[str] = frozenset()) -> None:
         self.is_inside = starts_inside
         self._ends_at = ends_at
-        self._trims_start = starts_inside
+        self.trims_start = starts_inside
         self._newlines: list[str] = []
 
     def push(self, piece: Piece) -> list[tuple[Channel, Piece]]:
@@ -36,14 +36,14 @@ class ReasoningSplitter:
                 return [*held, (channel, piece)]
             if self.is_inside:
                 self._turn(False)
-            self._trims_start = False
+            self.trims_start = False
             return [("answer", piece)]
         text = piece.text
-        if self._trims_start:
+        if self.trims_start:
             text = text.lstrip("\n")
             if not text:
                 return []
-            self._trims_start = False
+            self.trims_start = False
         if not self.is_inside:
             return [("answer", Piece(text))]
         body = text.rstrip("\n")
@@ -64,6 +64,6 @@ class ReasoningSplitter:
 
     def _turn(self, is_inside: bool) -> None:
         if is_inside != self.is_inside:
-            self._trims_start = True
+            self.trims_start = True
         self.is_inside = is_inside
         self._newlines = []

@@ -49,8 +49,8 @@ class Tokenizer:
         files = read_files(path)
         return cls(files, files.build_model())
 
-    def require(self) -> None:
-        """Raises: RequestError where the files are not here (`text.absent`)."""
+    def require(self, param: str | None = None) -> None:
+        """Raises: RequestError where the files are not here (`text.absent`) that `param` needs."""
 
     @property
     def special_ids(self) -> Mapping[str, int]:

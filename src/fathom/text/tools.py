@@ -48,6 +48,11 @@ class ToolCallParser:
         self.num_calls = 0
         self.has_stray_markup = False
 
+    @property
+    def is_outside(self) -> bool:
+        """Whether what comes next is content, as far as is known."""
+        return self._state == "content"
+
     def push(self, piece: Piece) -> Told:
         """What the piece makes known: content as str, calls as deltas."""
         if piece.marker is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from fathom.core.loop_guard import LoopLimits
 from fathom.engine.requests import GenerateRequest, Unrendered
 from fathom.engine.upstream.chat_answer import Answer, Message
 from fathom.engine.upstream.kinds import Kind, form_fields, refused, sampling_fields
@@ -35,6 +36,8 @@ class _Choice(Struct):
     delta: Message | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    matched_stop: str | int | None = None  # SGLang's name for it
+    has_stray_markup: bool = False  # a fathom's
 
 
 class _PromptDetails(Struct):
@@ -50,7 +53,8 @@ class _Usage(Struct):
     completion_tokens: int = 0
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _AnswerDetails | None = None
-    prompt_cache_hit_tokens: int | None = None
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek's
+    reasoning_tokens: int | None = None  # SGLang's
 
 
 class _Event(Struct):
@@ -90,6 +94,11 @@ def body_of(
         if rules is not None and rules.must_call:
             named = {"type": "function", "function": {"name": rules.tools[0].name}}
             is_named = len(rules.tools) == 1 and rules.is_single
+            if is_named and "tool_choice.function" in kind.lacks:
+                if len(conversation.tools) > 1:
+                    why = f"an upstream of kind {kind.name}, which heeds no name there"
+                    raise refused("tool_choice", kind, why, "offer that tool alone")
+                is_named = False
             told["tool_choice"] = named if is_named else "required"
     return told
 
@@ -109,14 +118,14 @@ def _of_conversation(conversation: Unrendered, kind: Kind) -> dict[str, Any]:
         if not kind.has_budget:
             raise refused("thinking_token_budget", kind)
         told["thinking_token_budget"] = conversation.budget
-    if conversation.continues or conversation.add_generation_prompt is not None:
+    begins = conversation.add_generation_prompt
+    if conversation.continues or begins is not None:
         if not kind.can_continue:
             raise refused("continue_final_message", kind)
-        told["add_generation_prompt"] = (
-            not conversation.continues
-            if conversation.add_generation_prompt is None
-            else conversation.add_generation_prompt
-        )
+        if "add_generation_prompt" not in kind.lacks:
+            told["add_generation_prompt"] = not conversation.continues if begins is None else begins
+        elif begins is conversation.continues:  # without the field it does the contrary
+            raise refused("add_generation_prompt", kind)
         told["continue_final_message"] = conversation.continues
     return told
 
@@ -125,13 +134,20 @@ class ChatReader:
     """Events of the upstream in, deltas out, by `give`.
 
     The ends of the choices wait for the usage, which comes last. Until then each piece counts as a
-    token; then the first choice has what the others do not.
+    token; then the first choice has what the others do not. An answer that loops ends at once, and
+    does not know how long its prompt was.
     """
 
     def __init__(
-        self, name: str, num_choices: int, reads_tools: bool, give: Callable[[Delta], None]
+        self,
+        name: str,
+        num_choices: int,
+        reads_tools: bool,
+        give: Callable[[Delta], None],
+        loops: LoopLimits | None = None,
     ) -> None:
-        self._answers = [Answer(f"call_{name}_{i}", reads_tools) for i in range(num_choices)]
+        self._answers = [Answer(f"call_{name}_{i}", reads_tools, loops) for i in range(num_choices)]
+        self._looped: set[int] = set()
         self._give = give
         self._usage = _Usage()
         self._ends: dict[int, Delta] = {}
@@ -152,7 +168,7 @@ class ChatReader:
 
     def finish(self) -> None:
         """The stream is over. Raises: BrokenStream where a choice is not."""
-        if len(self._ends) < len(self._answers):
+        if len(self._ends) + len(self._looped) < len(self._answers):
             raise BrokenStream("the answer has no end")
         usage = self._usage
         cached = usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens
@@ -162,7 +178,8 @@ class ChatReader:
             num_tokens, num_reasoning = self._answers[index].num_tokens, 0
             if index == 0 and usage.completion_tokens:
                 num_tokens = max(0, usage.completion_tokens - others)
-                num_reasoning = (details and details.reasoning_tokens) or 0
+                num_reasoning = usage.reasoning_tokens or 0
+                num_reasoning = (details and details.reasoning_tokens) or num_reasoning
             self._give(
                 replace(
                     end,
@@ -176,14 +193,22 @@ class ChatReader:
     def _choice(self, choice: _Choice) -> None:
         if not 0 <= choice.index < len(self._answers) or choice.index in self._ends:
             raise BrokenStream(f"an event of choice {choice.index}, which is not there")
-        answer, told = self._answers[choice.index], Told()
+        if choice.index in self._looped:
+            return
+        answer, told, message = self._answers[choice.index], Told(), choice.delta or Message()
         self.has_news = True
-        answer.read(choice.delta or Message(), told)
+        answer.read(message, told)
         reason, detail = None, choice.stop_reason
+        if detail is None and isinstance(choice.matched_stop, str):
+            detail = choice.matched_stop
         if choice.finish_reason is not None:
             reason = _REASONS.get(choice.finish_reason)
             if reason is None:
                 raise BrokenStream(f"the answer ended for the reason {choice.finish_reason}")
+        elif answer.loops(message):
+            reason = "repetition"
+            self._looped.add(choice.index)
+        if reason is not None:
             answer.flush(told)
             if reason == "stop" and answer.num_calls and detail is None:
                 reason = "tool_calls"
@@ -195,8 +220,9 @@ class ChatReader:
             finish_reason=reason,
             stop_reason=detail,
             num_tokens=answer.num_tokens,
+            has_stray_markup=answer.has_stray_markup or choice.has_stray_markup,
         )
-        if reason is not None:
+        if reason is not None and choice.index not in self._looped:
             self._ends[choice.index] = delta
         elif not delta.is_empty:
             self._give(delta)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from msgspec import Struct
 
+from fathom.core.loop_guard import LoopGuard, LoopLimits
 from fathom.text.channels import Channels, OutputFormat, Told
 from fathom.text.delta import ToolCallDelta
 from fathom.text.markers import THINK, Piece
@@ -24,6 +26,7 @@ class Call(Struct):
     index: int = 0
     id: str | None = None
     function: Function | None = None
+    arguments_flaw: Literal["repaired", "invalid", ""] | None = None  # a fathom's
 
 
 class Message(Struct):
@@ -40,11 +43,13 @@ class Answer:
     """One choice: its text, parted where the upstream did not part it.
 
     `<think>` is markup at the very beginning only: later, and after reasoning that the upstream
-    parted itself, it is a word of the answer.
+    parted itself, it is a word of the answer. `loops`: what is a loop, in bytes of what it says.
     """
 
-    def __init__(self, name: str, reads_tools: bool) -> None:
+    def __init__(self, name: str, reads_tools: bool, loops: LoopLimits | None = None) -> None:
         self._name, self._reads_tools = name, reads_tools
+        self._guard = None if loops is None else LoopGuard(loops)
+        self._said = bytearray()
         self._head = ""  # the beginning, until it is clear whether it opens reasoning
         self._channels: Channels | None = None
         self._numbers: dict[tuple[str, int], int] = {}
@@ -54,6 +59,23 @@ class Answer:
     def num_calls(self) -> int:
         """Tool calls, whoever found them."""
         return len(self._numbers)
+
+    @property
+    def has_stray_markup(self) -> bool:
+        """Whether some text is markup of calls that could not be read."""
+        return self._channels is not None and self._channels.has_stray_markup
+
+    def loops(self, message: Message) -> bool:
+        """Whether the answer loops with this piece of it. Call it for each, once."""
+        if self._guard is None:
+            return False
+        pieces = [message.reasoning_content or message.reasoning, message.content]
+        pieces += [call.function.arguments for call in message.tool_calls or () if call.function]
+        for byte in "".join(piece for piece in pieces if piece).encode("utf-8", "replace"):
+            self._said.append(byte)
+            if self._guard.is_loop(self._said, 0):
+                return True
+        return False
 
     def read(self, message: Message, told: Told) -> None:
         """A piece of the upstream's message."""
@@ -116,10 +138,10 @@ class Answer:
         function = call.function or Function()
         is_new = ("there", call.index) not in self._numbers
         number = self._numbers.setdefault(("there", call.index), len(self._numbers))
-        arguments = function.arguments or ""
+        arguments, flaw = function.arguments or "", call.arguments_flaw or ""
         if is_new:
             name = function.name or ""
             call_id = call.id or f"{self._name}_{number}"
-            told.calls.append(ToolCallDelta(number, id=call_id, name=name, arguments=arguments))
-        elif arguments:
-            told.calls.append(ToolCallDelta(number, arguments=arguments))
+            told.calls.append(ToolCallDelta(number, call_id, name, arguments, flaw))
+        elif arguments or flaw:
+            told.calls.append(ToolCallDelta(number, arguments=arguments, flaw=flaw))

@@ -12,11 +12,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from fathom.core.types import FinishReason, ReasoningLimit, Request, TokenEvent, TokenLogprobs
+from fathom.core.loop_guard import LoopGuard, LoopLimits
+from fathom.core.types import FinishReason, Request, TokenEvent, TokenLogprobs
 from fathom.engine.requests import GenerateRequest
 from fathom.engine.upstream.kinds import Kind, form_fields, refused, sampling_fields
 from fathom.engine.upstream.wire import message_of
 from fathom.perf.http_stream import BrokenStream
+from fathom.text.grammar.asked import Asked
+from fathom.text.tokenizer import Tokenizer
 
 PATH = "/v1/completions"
 _ID = "token_id:"
@@ -38,6 +41,7 @@ class _Choice(Struct):
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    matched_stop: str | int | None = None  # SGLang's name for it
 
 
 class _Details(Struct):
@@ -57,7 +61,9 @@ class _Event(Struct):
 _DECODER = msgspec.json.Decoder(_Event)
 
 
-def body_of(request: GenerateRequest, kind: Kind, model: str) -> dict[str, Any]:
+def body_of(
+    request: GenerateRequest, kind: Kind, model: str, tokenizer: Tokenizer
+) -> dict[str, Any]:
     """The request as the upstream gets it. Stop strings are not sent: they are found here.
 
     Raises: RequestError for what cannot be asked of it.
@@ -80,35 +86,52 @@ def body_of(request: GenerateRequest, kind: Kind, model: str) -> dict[str, Any]:
         if not kind.names_ids:
             raise refused("logprobs", kind)
         told |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
-    asked = request.asked
-    if asked is None:
-        return told
+    return told if request.asked is None else told | _bound(request.asked, kind, tokenizer)
+
+
+def _bound(asked: Asked, kind: Kind, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What binds the answer. /v1/completions knows neither calls nor reasoning, and has a form for
+    all of the text: one with calls or after reasoning goes as a grammar with our markers in it."""
+    form = asked.form if asked.reasoning == "none" else None
+    if form is not None and asked.tools is None:
+        return form_fields(form, kind)
+    if kind.takes_lark:
+        from fathom.text.grammar.build import lark_text
+
+        return {"structured_outputs": {"grammar": lark_text(asked, tokenizer)}}
+    why = f"an upstream of kind {kind.name}, whose grammars have no control tokens"
     if asked.tools is not None and asked.tools.must_call:
-        raise refused("tool_choice", kind, "calls cannot be forced through /v1/completions")
+        raise refused("tool_choice", kind, why)
     if asked.tools is not None and any(tool.is_strict for tool in asked.tools.tools):
-        raise refused("tools.function.strict", kind, "no schema holds through /v1/completions")
-    if asked.form is not None:
-        if asked.reasoning != "none":
-            why = "a form would bind the reasoning that comes first, too"
-            raise refused(asked.form.field, kind, why, "ask for no reasoning")
-        told |= form_fields(asked.form, kind)
-    return told
+        raise refused("tools.function.strict", kind, why)
+    if form is not None:
+        return form_fields(form, kind)  # which leaves no room for calls
+    field = asked.form.field if asked.form is not None else "tools"
+    raise refused(field, kind, f"{why}: it would bind the reasoning too", "ask for no reasoning")
 
 
 class CompletionReader:
     """Events of the upstream in, events of sequences out, by `feed`.
 
     The last event of a choice waits for the usage, which comes after it and knows what was cached.
+    An answer that loops by `loops` ends at once, whatever the upstream goes on to say.
     """
 
-    def __init__(self, sequences: tuple[Request, ...], feed: Callable[[TokenEvent], None]) -> None:
+    def __init__(
+        self,
+        sequences: tuple[Request, ...],
+        feed: Callable[[TokenEvent], None],
+        loops: LoopLimits | None = None,
+    ) -> None:
         first = sequences[0]
         self._ids = tuple(sequence.id for sequence in sequences)
         self._num_scores, self._feed = first.sampling.logprobs, feed
         self._stop_ids = frozenset(first.sampling.stop_token_ids)
         self._end_ids = self._stop_ids | frozenset(first.eos_token_ids)
-        self._limit = first.sampling.reasoning_limit
+        self._limit, self._min_tokens = first.sampling.reasoning_limit, first.sampling.min_tokens
         self._outputs: list[list[int]] = [[] for _ in sequences]
+        self._guards = [None if loops is None else LoopGuard(loops) for _ in sequences]
+        self._looped: set[int] = set()
         self._ends: dict[int, TokenEvent] = {}
         self._num_cached = 0
         self.has_news = False
@@ -128,7 +151,7 @@ class CompletionReader:
 
     def finish(self) -> None:
         """The stream is over. Raises: BrokenStream where a choice is not."""
-        if len(self._ends) < len(self._ids):
+        if len(self._ends) + len(self._looped) < len(self._ids):
             raise BrokenStream("the answer has no end")
         for end in self._ends.values():
             self._feed(end._replace(num_cached=self._num_cached))
@@ -136,14 +159,15 @@ class CompletionReader:
     def _choice(self, choice: _Choice) -> None:
         if not 0 <= choice.index < len(self._ids) or choice.index in self._ends:
             raise BrokenStream(f"an event of choice {choice.index}, which is not there")
+        if choice.index in self._looped:
+            return
         if choice.text and not choice.token_ids:
             raise BrokenStream(
                 "text without its token ids; a proxy with --tokenizer needs an upstream that "
                 "honours return_token_ids"
             )
         ids = tuple(choice.token_ids or ())
-        if self._limit is not None:
-            self._check_budget(self._limit, ids, self._outputs[choice.index])
+        num_looped = self._follow(choice.index, ids)
         event = TokenEvent(
             id=self._ids[choice.index],
             token_ids=ids,
@@ -151,6 +175,11 @@ class CompletionReader:
             queued_s=None if self.has_news else 0.0,
         )
         self.has_news = True
+        if num_looped is not None and choice.finish_reason is None:
+            self._looped.add(choice.index)
+            ids, logprobs = ids[:num_looped], event.logprobs[:num_looped]
+            self._feed(event._replace(token_ids=ids, logprobs=logprobs, finish_reason="repetition"))
+            return
         if choice.finish_reason is None:
             self._feed(event)
             return
@@ -159,20 +188,27 @@ class CompletionReader:
         if reason == "stop" and last not in self._end_ids:
             # The token that ended it was left out: none of these is silent.
             self._feed(event)
-            event, last = TokenEvent(id=event.id), choice.stop_reason
+            event, last = TokenEvent(id=event.id), choice.stop_reason or choice.matched_stop
         stop_id = last if isinstance(last, int) and last in self._stop_ids else None
         is_stop = reason == "stop"
         self._ends[choice.index] = event._replace(
             finish_reason=reason, stop_token_id=stop_id if is_stop else None
         )
 
-    @staticmethod
-    def _check_budget(limit: ReasoningLimit, ids: tuple[int, ...], output: list[int]) -> None:
-        """Most servers ignore a field that they do not know, so this one is looked after."""
-        for token in ids:
-            if token != limit.end_id and limit.is_reached(output):
+    def _follow(self, index: int, ids: tuple[int, ...]) -> int | None:
+        """How many of a choice's new tokens make it a loop; None where it is none.
+
+        Raises: BrokenStream where the budget is not kept: most servers ignore unknown fields.
+        """
+        output, guard, limit = self._outputs[index], self._guards[index], self._limit
+        for place, token in enumerate(ids, 1):
+            if limit is not None and token != limit.end_id and limit.is_reached(output):
                 raise BrokenStream("the upstream does not keep to thinking_token_budget")
             output.append(token)
+            is_loop = guard is not None and guard.is_loop(output, 0)
+            if is_loop and len(output) >= self._min_tokens:
+                return place
+        return None
 
     def _scores(self, choice: _Choice, ids: tuple[int, ...]) -> tuple[TokenLogprobs, ...]:
         given = choice.logprobs or _Logprobs()

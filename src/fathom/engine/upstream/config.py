@@ -87,6 +87,20 @@ class UpstreamConfig:
         default=3600.0,
         metadata=setting("Longest answer.", "--request-timeout", unit="seconds"),
     )
+    loop_guard_tokens: int = field(
+        default=1024,
+        metadata=setting(
+            "Tokens of one stretch over and over that end an answer, and the upstream's request "
+            "with it (finish_reason 'repetition'); 0 is off. Without --tokenizer four bytes count "
+            "as a token.",
+            "--loop-guard-tokens",
+            unit="tokens",
+        ),
+    )
+    loop_guard_repeats: int = field(
+        default=8,
+        metadata=setting("Times that the stretch has to come, at least.", "--loop-guard-repeats"),
+    )
 
     def __post_init__(self) -> None:
         if not self.upstream:
@@ -95,6 +109,9 @@ class UpstreamConfig:
         _check("upstream_kind", self.upstream_kind in kinds, self.upstream_kind, ", ".join(kinds))
         length = self.max_model_len
         _check("max_model_len", length is None or length >= 2, length, "2 tokens or more")
+        tokens, repeats = self.loop_guard_tokens, self.loop_guard_repeats
+        _check("loop_guard_tokens", tokens >= 0, tokens, "0 or more")
+        _check("loop_guard_repeats", repeats >= 2, repeats, "2 or more")
         for name in ("connect_timeout_s", "silence_timeout_s", "request_timeout_s"):
             value = getattr(self, name)
             _check(name, 0 < value <= 86400, value, "over 0, at most 86400 seconds")

@@ -11,6 +11,8 @@ from fathom.engine.timing import Observer, RequestTimer
 from fathom.errors import FathomError
 from fathom.text.delta import Delta
 
+_ENDS: dict[str, FinishReason] = {"length": "length", "repetition": "repetition"}
+
 
 class DeltaStream:
     """What `RequestStream` is, for answers that come as deltas and not as tokens. A piece of an
@@ -31,8 +33,8 @@ class DeltaStream:
 
     def give(self, delta: Delta) -> None:
         """What came."""
-        end: FinishReason | None = "length" if delta.finish_reason == "length" else "stop"
-        end = None if delta.finish_reason is None else end
+        reason = delta.finish_reason
+        end = None if reason is None else _ENDS.get(reason, "stop")
         event = TokenEvent(id="", token_ids=(0,), finish_reason=end, queued_s=0.0)
         self._timer.record(delta.index, event, time.monotonic())
         self._news.append(delta)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+from fathom.core.loop_guard import LoopLimits
 from fathom.core.types import CoreStats, SamplingParams, TokenEvent
-from fathom.engine.generation_config import default_sampling
 from fathom.engine.limits import check_request
 from fathom.engine.messages import Progress
 from fathom.engine.requests import GenerateRequest, split
@@ -22,7 +21,8 @@ from fathom.engine.timing import Observer
 from fathom.engine.upstream import chat, completions
 from fathom.engine.upstream.config import UpstreamConfig
 from fathom.engine.upstream.deltas import DeltaStream
-from fathom.engine.upstream.kinds import KINDS, Kind
+from fathom.engine.upstream.files import context_of, text_side
+from fathom.engine.upstream.kinds import KINDS, Kind, as_sent
 from fathom.engine.upstream.wire import EventStream, Upstream
 from fathom.errors import (
     ConfigError,
@@ -34,10 +34,8 @@ from fathom.errors import (
 )
 from fathom.perf.http_stream import BrokenStream
 from fathom.spec.plan import RemotePlan
-from fathom.text.absent import UPSTREAM_TEMPLATE, AbsentTokenizer
-from fathom.text.chat import choose_template
 from fathom.text.delta import Delta
-from fathom.text.tokenizer import Tokenizer
+from fathom.text.grammar.asked import Asked
 
 # Between two looks for an upstream that is not up yet.
 RETRY_S = 1.0
@@ -83,7 +81,7 @@ class UpstreamEngine:
         return engine
 
     async def _load(self) -> RemotePlan:
-        self._text = await asyncio.to_thread(_text_side, self.config.tokenizer)
+        self._text = await asyncio.to_thread(text_side, self.config.tokenizer)
         card = await self._card()
         self._model = self.config.model or str(card["id"])
         asked = self.config.upstream_kind
@@ -133,7 +131,7 @@ class UpstreamEngine:
             self.config.max_model_len,
             card.get("max_model_len"),
             meta.get("n_ctx") or meta.get("n_ctx_train") if isinstance(meta, dict) else None,
-            _context_of_files(self.config.tokenizer),
+            context_of(self.config.tokenizer),
         ]
         for length in said:
             if isinstance(length, int) and length > 1:
@@ -217,11 +215,16 @@ class UpstreamEngine:
         """
         if self.phase != "ready":
             raise self._unavailable()
+        check_request(request.prompt_ids, request.sampling, self.text.tokenizer)
+        # Building a grammar takes a while where its schema is large.
+        path, body, reader, stream = (
+            self._prepare(request)
+            if request.asked is None
+            else await asyncio.to_thread(self._prepare, request)
+        )
         if request.id in self._running:
             raise RequestError("the request's id is in use", param="request_id", found=request.id)
-        check_request(request.prompt_ids, request.sampling, self.text.tokenizer)
-        path, body, reader, stream = self._prepare(request)
-        asking = asyncio.create_task(self._ask(path, body, reader, stream))
+        asking = asyncio.create_task(self._ask(path, body, reader, stream, request.asked))
         self._running.add(request.id)
         self._idle.clear()
         try:
@@ -242,11 +245,12 @@ class UpstreamEngine:
         if request.unrendered is not None:
             body = chat.body_of(request, request.unrendered, self._kind, self._model)
             told = DeltaStream(request.sampling, now_s, self._observer)
-            reads_tools = bool(request.unrendered.tools)
-            parts = chat.ChatReader(request.id, request.sampling.n, reads_tools, told.give)
+            reads_tools, num_choices = bool(request.unrendered.tools), request.sampling.n
+            loops = self._loops(request.sampling, num_bytes=4)
+            parts = chat.ChatReader(request.id, num_choices, reads_tools, told.give, loops)
             return chat.PATH, body, parts, told
-        body = completions.body_of(request, self._kind, self._model)
         tokenizer = self.text.tokenizer
+        body = completions.body_of(request, self._kind, self._model, tokenizer)
         # The upstream draws the seed of a request that gives none.
         sequences = split(request, seed=0, eos_ids=tokenizer.eos_ids, arrival_s=now_s)
         stream = RequestStream(
@@ -256,7 +260,16 @@ class UpstreamEngine:
         def feed(event: TokenEvent) -> None:
             stream.feed(event, time.monotonic())
 
-        return completions.PATH, body, completions.CompletionReader(sequences, feed), stream
+        reader = completions.CompletionReader(sequences, feed, self._loops(request.sampling))
+        return completions.PATH, body, reader, stream
+
+    def _loops(self, sampling: SamplingParams, num_bytes: int = 1) -> LoopLimits | None:
+        """What ends the answer as a loop, where a token is so many pieces; None: nothing does."""
+        config = self.config
+        if not (sampling.repetition_detection and config.loop_guard_tokens) or sampling.ignore_eos:
+            return None
+        limits = LoopLimits(config.loop_guard_tokens * num_bytes, config.loop_guard_repeats)
+        return replace(limits, max_period=limits.max_period * num_bytes)
 
     async def _ask(
         self,
@@ -264,34 +277,17 @@ class UpstreamEngine:
         body: dict[str, Any],
         reader: Reader,
         stream: RequestStream | DeltaStream,
+        asked: Asked | None,
     ) -> None:
         try:
             await self._upstream.stream(path, body, EventStream(reader.event))
             reader.finish()
         except FathomError as error:
+            if isinstance(error, RequestError) and asked is not None:
+                error.param = as_sent(error.param, asked)
             (stream.fail if reader.has_news else stream.refuse)(error)
         except BrokenStream as error:
             stream.fail(self._upstream.broken(error))
         except Exception as error:
             _log.exception("reading the upstream failed")
             stream.fail(EngineError(f"{type(error).__name__}: {error}"))
-
-
-def _text_side(directory: str | None) -> TextSide:
-    """Raises: CheckpointError, ConfigError."""
-    if directory is None:
-        unasked = SamplingParams(temperature=chat.NOT_ASKED, top_p=chat.NOT_ASKED)
-        return TextSide(AbsentTokenizer(), UPSTREAM_TEMPLATE, unasked)
-    path = Path(directory).expanduser()
-    if not path.is_dir():
-        raise ConfigError("--tokenizer is not a directory", found=directory)
-    tokenizer = Tokenizer.load(path)
-    return TextSide(tokenizer, choose_template(tokenizer.config), default_sampling(path))
-
-
-def _context_of_files(directory: str | None) -> object:
-    try:
-        file = Path(directory or "").expanduser() / "config.json"
-        return json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        return None

@@ -2,8 +2,10 @@
 
 A field that a kind does not have is refused by name: sent on, it would be ignored there or refused
 in words that are about another request. Sources: the request types of vLLM 0.10.2 and later
-(`entrypoints/openai`) and of SGLang 0.5 (`entrypoints/openai/protocol.py`, completions). The rows
-of llama.cpp's server and of DeepSeek's API are not checked against a source yet.
+(`entrypoints/openai`) and of SGLang (`python/sglang/srt/entrypoints/openai/protocol.py`@004c82e);
+of llama.cpp's server `tools/server/server-schema.cpp`@0177c34 and the reading of `tool_choice` in
+`server-common.cpp`, which takes an object for "auto"; DeepSeek's reference of its chat completions
+and its guide to thinking mode.
 """
 
 from __future__ import annotations
@@ -16,16 +18,20 @@ from fathom.core.structured import FORMS
 from fathom.core.types import SamplingParams, StructuredOutputs
 from fathom.engine.requests import GenerateRequest
 from fathom.errors import RequestError
+from fathom.text.grammar.asked import Asked
 
-_VLLM = ("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens")
+_SGLANG = ("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens")
+_VLLM = (*_SGLANG, "allowed_token_ids")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """`has_ids`: gives the answer's token ids, on whose account it can be read exactly. `sampling`:
-    fields under our names. `forms`: of structured outputs, with the field that takes each; `*` is
-    the whole object. `thinking`: how reasoning is asked for. `names_ids`: in logprobs, too.
-    `has_salt`: parts prefix caches."""
+    fields under our names. `lacks`: fields that others have and that it ignores. `forms`: of
+    structured outputs, with the field that takes each; `*` is the whole object. `thinking`: how
+    reasoning is asked for. `names_ids`: in logprobs, too. `has_salt`: parts prefix caches.
+    `takes_lark`: grammars of ours, in which control tokens stand by id. `ends_loops`: unless
+    `repetition_detection` is false."""
 
     name: str
     has_ids: bool = False
@@ -34,6 +40,9 @@ class Kind:
     has_priority: bool = False
     has_budget: bool = False
     can_continue: bool = False
+    takes_lark: bool = False
+    ends_loops: bool = False
+    lacks: frozenset[str] = frozenset()
     sampling: frozenset[str] = frozenset()
     forms: Mapping[str, str]
     thinking: Literal["template", "type", "none"] = "none"
@@ -48,6 +57,8 @@ _OWN = Kind(
     has_priority=True,
     has_budget=True,
     can_continue=True,
+    takes_lark=True,
+    ends_loops=True,
     sampling=frozenset(_VLLM),
     forms={"*": "structured_outputs"},
     thinking="template",
@@ -56,28 +67,34 @@ KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
         _OWN,
-        replace(_OWN, name="vllm"),
+        replace(_OWN, name="vllm", takes_lark=False, ends_loops=False),
         Kind(
             name="sglang",
             has_ids=True,
             has_salt=True,
             has_priority=True,
-            sampling=frozenset(_VLLM),
+            sampling=frozenset(_SGLANG),
             can_continue=True,
+            lacks=frozenset(("add_generation_prompt",)),
             forms={**_OPENAI_FORMS, "regex": "regex", "grammar": "ebnf"},
             thinking="template",
         ),
         Kind(
             name="llamacpp",
             sampling=frozenset(("top_k", "min_p", "ignore_eos")),
+            lacks=frozenset(("tool_choice.function",)),
             forms=_OPENAI_FORMS,
             thinking="template",
         ),
-        Kind(name="deepseek", forms={"json_object": "response_format"}, thinking="type"),
+        Kind(
+            name="deepseek",
+            lacks=frozenset(("n", "seed", "logit_bias")),
+            forms={"json_object": "response_format"},
+            thinking="type",
+        ),
         Kind(name="openai", forms=_OPENAI_FORMS),
     )
 }
-_BEYOND_OPENAI = ("top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos")
 _NEUTRAL = SamplingParams()
 
 
@@ -89,7 +106,10 @@ def sampling_fields(request: GenerateRequest, kind: Kind) -> dict[str, Any]:
     sampling = request.sampling
     told: dict[str, Any] = {"n": sampling.n, "max_tokens": sampling.max_tokens}
     told |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    for name in ("presence_penalty", "frequency_penalty", "seed", *_BEYOND_OPENAI, "min_tokens"):
+    for name in ("n", "seed", "logit_bias"):
+        if name in kind.lacks and getattr(sampling, name) != getattr(_NEUTRAL, name):
+            raise refused(name, kind)
+    for name in ("presence_penalty", "frequency_penalty", "seed", *_VLLM):
         value = getattr(sampling, name)
         if value == getattr(_NEUTRAL, name):
             continue
@@ -98,6 +118,10 @@ def sampling_fields(request: GenerateRequest, kind: Kind) -> dict[str, Any]:
         told[name] = value
     if sampling.logit_bias:
         told["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    if kind.ends_loops and not sampling.repetition_detection:
+        told["repetition_detection"] = False
+    if sampling.bad_token_ids:
+        raise refused("bad_words", kind, "words that became tokens here, which no field takes")
     if sampling.prompt_logprobs is not None:
         raise refused("prompt_logprobs", kind, "scores of the prompt are not passed through")
     if request.priority:
@@ -131,6 +155,13 @@ def form_fields(form: StructuredOutputs, kind: Kind) -> dict[str, Any]:
 
     schema = json.decode(given["json"])
     return {field: {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}}
+
+
+def as_sent(param: str | None, asked: Asked) -> str | None:
+    """The client's name for a field that an upstream got as `structured_outputs`."""
+    if param is None or not param.startswith("structured_outputs"):
+        return param
+    return asked.form.field if asked.form is not None else "tools"
 
 
 def refused(param: str, kind: Kind, why: str = "", fix: str = "leave it out") -> RequestError:

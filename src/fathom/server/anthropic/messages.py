@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from msgspec import json
 
-from fathom.server.answer import first_call_only
+from fathom.server.answer import first_call_only, stray
 from fathom.server.anthropic.refused import OF_MESSAGES
 from fathom.server.anthropic.schema import CountRequest, MessagesRequest
 from fathom.server.anthropic.translate import (
@@ -151,7 +151,7 @@ def _prepare(ask: Ask) -> _Job:
 async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]) -> None:
     choice, tally = await collect(job, news, job.wanted)
     blocks = content(choice, shows_thinking=job.shows_thinking)
-    end = job.end(choice.finish_reason, choice.stop_reason)
+    end = {**job.end(choice.finish_reason, choice.stop_reason), **stray(choice)}
     await exchange.respond(200, json.encode(job.message(blocks, end, usage(tally.counts()))))
 
 
@@ -162,6 +162,7 @@ class _Events(Events[_Job]):
         super().__init__(job)
         self._index = -1
         self._open: tuple[str, int] | None = None
+        self._flaw: dict[str, str] = {}
         self._end = job.end("stop", None)
 
     def opening(self, first: Delta | None) -> bytes:
@@ -187,7 +188,8 @@ class _Events(Events[_Job]):
         for call in delta.tool_calls:
             told += self._call(call)
         if delta.finish_reason is not None:
-            self._end = self._job.end(delta.finish_reason, delta.stop_reason)
+            end = self._job.end(delta.finish_reason, delta.stop_reason)
+            self._end = {**end, **stray(delta)}
         return told
 
     def closing(self) -> bytes:
@@ -201,6 +203,8 @@ class _Events(Events[_Job]):
         told = self._enter("tool_use", call.index, block)
         if call.arguments:
             told.append(self._piece("input_json_delta", partial_json=call.arguments))
+        if call.flaw:
+            self._flaw = {"arguments_flaw": call.flaw}
         return told
 
     def _enter(self, kind: str, number: int, block: dict[str, Any]) -> list[bytes]:
@@ -215,8 +219,8 @@ class _Events(Events[_Job]):
     def _leave(self) -> list[bytes]:
         if self._open is None:
             return []
-        self._open = None
-        return [event("content_block_stop", index=self._index)]
+        self._open, flaw, self._flaw = None, self._flaw, {}
+        return [event("content_block_stop", index=self._index, **flaw)]
 
     def _piece(self, kind: str, **fields: Any) -> bytes:
         return event("content_block_delta", index=self._index, delta={"type": kind, **fields})

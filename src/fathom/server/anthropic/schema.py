@@ -45,12 +45,13 @@ class RedactedBlock(Struct, frozen=True):
 
 
 class ToolUseBlock(Struct, frozen=True):
-    """A call that an earlier answer made."""
+    """A call that an earlier answer made. What `arguments_flaw` said the model is not told."""
 
     type: str
     id: str
     name: str
     input: dict[str, Any]
+    arguments_flaw: Literal["repaired", "invalid"] | None = None
     cache_control: CacheControl | None = None
 
 

@@ -84,5 +84,6 @@ def content(choice: Choice, *, shows_thinking: bool) -> list[dict[str, Any]]:
         blocks.append({"type": "text", "text": choice.text})
     for call in choice.tool_calls:
         block = {"type": "tool_use", "id": call.id, "name": call.name}
-        blocks.append({**block, "input": call.as_object()})
+        flaw = {"arguments_flaw": call.flaw} if call.flaw else {}
+        blocks.append({**block, "input": call.as_object(), **flaw})
     return blocks

@@ -13,7 +13,7 @@ from msgspec import json, to_builtins
 from fathom.core.types import SamplingParams
 from fathom.engine.requests import GenerateRequest as Generate
 from fathom.errors import RequestError
-from fathom.server.answer import Choice, Tally
+from fathom.server.answer import Choice, Tally, stray
 from fathom.server.conversation import Chat, fit_context
 from fathom.server.exchange import Exchange
 from fathom.server.forms import one_form
@@ -75,6 +75,7 @@ class _Job(Job[Common]):
             "prompt_eval_duration": first_ns - self.started_ns,
             "eval_count": counts.completion,
             "eval_duration": ended_ns - first_ns,
+            **stray(choice),
         }
         if self.thinks is not None:
             told["think"] = self.thinks

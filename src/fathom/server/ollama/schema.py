@@ -36,11 +36,12 @@ class Function(Struct, frozen=True):
 
 
 class ToolCall(Struct, frozen=True):
-    """A call that an earlier answer made."""
+    """A call that an earlier answer made. What `arguments_flaw` said the model is not told."""
 
     function: Function
     id: str | None = None
     type: Literal["function"] | None = None
+    arguments_flaw: Literal["repaired", "invalid"] | None = None
 
 
 class Message(Struct, frozen=True):

@@ -35,7 +35,8 @@ def now() -> str:
 def tool_call(index: int, call: Call) -> dict[str, Any]:
     """A whole call; this API knows no pieces of one."""
     function = {"index": index, "name": call.name, "arguments": call.as_object()}
-    return {"id": call.id, "function": function}
+    flaw = {"arguments_flaw": call.flaw} if call.flaw else {}
+    return {"id": call.id, "function": function, **flaw}
 
 
 def served_name(model: ServedModel, asked: str) -> str:

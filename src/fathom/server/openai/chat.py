@@ -58,7 +58,7 @@ def _prepare(ask: Ask) -> _Job:
     ask.config.check("max_messages", "messages", len(request.messages))
     params = sampling_params(ask, request)
     if request.return_token_ids:
-        model.tokenizer.require()
+        model.tokenizer.require("return_token_ids")
     # The model may call what it is shown, so with "none" it is shown nothing.
     tools = None if request.tool_choice == "none" else request.tools or None
     ask.config.check_sequences(1, request.n)
@@ -154,6 +154,7 @@ def _choice(index: int, choice: Choice, job: _Job) -> ChatChoice:
         finish_reason=choice.finish_reason,
         stop_reason=choice.stop_reason,
         token_ids=choice.token_ids if request.return_token_ids else UNSET,
+        has_stray_markup=choice.has_stray_markup or UNSET,
     )
 
 
@@ -192,6 +193,7 @@ class _Chunks(Chunks[_Job]):
                 MessageOut(),
                 finish_reason=delta.finish_reason,
                 stop_reason=UNSET if delta.stop_reason is None else delta.stop_reason,
+                has_stray_markup=delta.has_stray_markup or UNSET,
             )
             told.append(self._event(end))
         return told

@@ -82,7 +82,8 @@ class MessageOut(Struct, frozen=True, omit_defaults=True):
 
 
 class ChatChoice(Struct, frozen=True):
-    """One choice of a whole chat answer."""
+    """One choice of a whole chat answer. `has_stray_markup`: some of its text is markup of calls
+    that could not be read."""
 
     index: int
     message: MessageOut
@@ -90,10 +91,11 @@ class ChatChoice(Struct, frozen=True):
     finish_reason: str | None
     stop_reason: str | int | None
     token_ids: list[int] | UnsetType = UNSET
+    has_stray_markup: bool | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct, frozen=True):
-    """One choice in a chunk of a chat stream."""
+    """One choice in a chunk of a chat stream; the last says `has_stray_markup`."""
 
     index: int
     delta: MessageOut
@@ -101,6 +103,7 @@ class ChatChunkChoice(Struct, frozen=True):
     finish_reason: str | None = None
     stop_reason: str | int | UnsetType = UNSET
     token_ids: tuple[int, ...] | UnsetType = UNSET
+    has_stray_markup: bool | UnsetType = UNSET
 
 
 class TextChoice(Struct, frozen=True):
@@ -148,11 +151,12 @@ def tool_call(call: Call) -> ToolCallOut:
 
 def tool_call_piece(call: ToolCallDelta) -> ToolCallOut:
     """A tool call's news for a stream: id, type and name come with its first piece."""
+    flaw = call.flaw or UNSET
     if call.id is None:
         function = FunctionOut(arguments=call.arguments)
-        return ToolCallOut(function, index=call.index, arguments_flaw=call.flaw or UNSET)
+        return ToolCallOut(function, index=call.index, arguments_flaw=flaw)
     function = FunctionOut(name=call.name or "", arguments=call.arguments)
-    return ToolCallOut(function, index=call.index, id=call.id, type="function")
+    return ToolCallOut(function, call.index, call.id, "function", flaw)
 
 
 def chat_logprobs(rows: Iterable[TokenLogprob], num_top: int) -> dict[str, Any]:

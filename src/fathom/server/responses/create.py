@@ -10,33 +10,32 @@ from uuid import uuid4
 
 from msgspec import Struct, json, to_builtins
 
-from fathom.errors import NotFoundError
-from fathom.server.answer import Tally, first_call_only
+from fathom.errors import RequestError
+from fathom.server.answer import Tally, first_call_only, stray
 from fathom.server.conversation import Chat
 from fathom.server.exchange import Exchange
 from fathom.server.generation import News
 from fathom.server.job import Ask, Events, Job, answer
+from fathom.server.openai.responses import chat_logprobs
 from fathom.server.responses.items import (
+    earlier_items,
     form_of,
+    format_of,
     messages_of,
+    plain,
     read_items,
     tool_choice_of,
     tools_of,
 )
-from fathom.server.responses.schema import (
-    ITEMS,
-    OF_ITEMS,
-    OF_RESPONSES,
-    CountRequest,
-    ResponsesRequest,
-)
+from fathom.server.responses.schema import OF_RESPONSES, CountRequest, ResponsesRequest
 from fathom.server.responses.store import Kept, ResponseStore
 from fathom.server.responses.wire import OpenItem, event, usage
 from fathom.server.state import ServerState
 from fathom.server.thinking import one_meaning
 from fathom.text.delta import Delta
 
-_NAMES = {"max_tokens": "max_output_tokens"}
+_NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
+_SCORES = "message.output_text.logprobs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +66,7 @@ class _Job(Job[ResponsesRequest]):
             "store": request.store,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "text": {"format": _format(request)},
+            "text": {"format": format_of(request)},
             "tool_choice": to_builtins(request.tool_choice) or "auto",
             "tools": to_builtins(request.tools) or [],
             "truncation": "disabled",
@@ -112,15 +111,18 @@ def _prepare(ask: Ask, store: ResponseStore, tenant: str) -> _Job:
         "temperature": request.temperature,
         "top_p": request.top_p,
         "top_k": request.top_k,
+        "logprobs": (request.top_logprobs or 0) if _SCORES in request.include else None,
     }
+    if request.top_logprobs and _SCORES not in request.include:
+        raise RequestError(f"top_logprobs needs include: [{_SCORES}]", param="top_logprobs")
     chat = _chat(ask, request, f"resp_{name}", items, store, tenant, **sampling)
     chat = replace(chat, cache_salt=request.cache_salt or "", priority=request.priority or 0)
-    if request.include:
+    if "reasoning.encrypted_content" in request.include:
         ask.warnings.append("include: reasoning is given in the open, not encrypted")
 
     def keep(response: dict[str, Any]) -> None:
         if request.store:
-            store.put(tenant, Kept(response, [_plain(item) for item in items]))
+            store.put(tenant, Kept(response, [plain(item) for item in items]))
 
     return _Job(
         request=request,
@@ -146,20 +148,7 @@ def _chat(
 ) -> Chat:
     """Raises: NotFoundError where an earlier answer is no more; RequestError."""
     ask.model.check_name(request.model)
-    earlier: list[Struct] = []
-    if request.previous_response_id is not None:
-        chain = store.chain(tenant, request.previous_response_id)
-        if chain is None:
-            raise NotFoundError(
-                "the previous response, or one before it, is not here",
-                param="previous_response_id",
-                code="previous_response_not_found",
-                found=request.previous_response_id[:100],
-                fix="send the whole conversation as input",
-            )
-        raws = [raw for kept in chain for raw in (*kept.items, *kept.response["output"])]
-        where = "previous_response_id"
-        earlier = [ask.part(raw, ITEMS[raw["type"]], OF_ITEMS, where) for raw in raws]
+    earlier = earlier_items(ask, request, store, tenant)
     ask.config.check("max_messages", "input", len(earlier) + len(items))
     effort = request.reasoning.effort if request.reasoning else None
     if request.reasoning and request.reasoning.summary:
@@ -179,15 +168,6 @@ def _chat(
         ),
         sampling=ask.sampling(_NAMES, structured_outputs=form_of(request), **sampling),
     )
-
-
-def _format(request: CountRequest) -> dict[str, Any]:
-    asked = request.text and request.text.format
-    return to_builtins(asked) if asked else {"type": "text"}
-
-
-def _plain(item: Struct) -> dict[str, Any]:
-    return {name: value for name, value in to_builtins(item).items() if value is not None}
 
 
 async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]) -> None:
@@ -211,6 +191,8 @@ class _Events(Events[_Job]):
         self._open: OpenItem | None = None
         self._output: list[dict[str, Any]] = []
         self._reason: str | None = None
+        self._scores: list[Any] = []  # of tokens whose text is not certain yet
+        self._stray: dict[str, bool] = {}
 
     def opening(self, first: Delta | None) -> bytes:
         """The answer without output, twice, as clients expect."""
@@ -225,25 +207,32 @@ class _Events(Events[_Job]):
         if not self._job.request.parallel_tool_calls:
             calls = first_call_only(calls)
         told: list[bytes] = []
+        if delta.text_logprobs:
+            num_top = self._job.request.top_logprobs or 0
+            self._scores += chat_logprobs(delta.text_logprobs, num_top)["content"]
         if delta.reasoning:
             told += self._enter("reasoning", 0)
             told.append(self._piece("response.reasoning_text.delta", delta.reasoning))
         if delta.text:
             told += self._enter("message", 0)
-            told.append(self._piece("response.output_text.delta", delta.text, logprobs=[]))
+            scores = self._new_scores()
+            told.append(self._piece("response.output_text.delta", delta.text, logprobs=scores))
         for call in calls:
             told += self._enter("function_call", call.index, call.name or "", call.id or "")
+            if self._open is not None:
+                self._open.flaw = call.flaw or self._open.flaw
             if call.arguments:
                 name = "response.function_call_arguments.delta"
                 told.append(self._piece(name, call.arguments))
         self._reason = delta.finish_reason or self._reason
+        self._stray = stray(delta)
         return told
 
     def closing(self) -> bytes:
         """The end of the last item and the whole answer, which is kept now."""
         status = "incomplete" if self._reason in ("length", "repetition") else "completed"
         told = self._leave(status)
-        self.response = self._job.response(status, self._output, self._tally)
+        self.response = self._job.response(status, self._output, self._tally) | self._stray
         self._job.keep(self.response)
         return b"".join([*told, self._event(f"response.{status}", response=self.response)])
 
@@ -273,8 +262,9 @@ class _Events(Events[_Job]):
         elif item.kind == "reasoning":
             told.append(self._event("response.reasoning_text.done", text=item.text, **at))
         else:
+            self._new_scores()
             done = "response.output_text.done"
-            told.append(self._event(done, text=item.text, logprobs=[], **at))
+            told.append(self._event(done, text=item.text, logprobs=item.scores, **at))
         if item.kind != "function_call":
             told.append(self._event("response.content_part.done", part=item.part, **at))
         whole, index = item.told(status), len(self._output)
@@ -282,6 +272,13 @@ class _Events(Events[_Job]):
         self._output.append(whole)
         self._open = None
         return told
+
+    def _new_scores(self) -> list[Any]:
+        """The scores that came since the last piece of text, which are the open message's."""
+        assert self._open is not None
+        scores, self._scores = self._scores, []
+        self._open.scores += scores
+        return scores
 
     def _piece(self, name: str, text: str, **more: Any) -> bytes:
         assert self._open is not None

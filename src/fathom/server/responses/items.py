@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct, to_builtins
 
 from fathom.core.types import StructuredOutputs
-from fathom.errors import RequestError
+from fathom.errors import NotFoundError, RequestError
 from fathom.server.forms import ToolChoice, one_form, schema_of
 from fathom.server.job import Ask
 from fathom.server.responses.schema import (
@@ -21,6 +21,7 @@ from fathom.server.responses.schema import (
     ReasoningItem,
     ResultItem,
 )
+from fathom.server.responses.store import ResponseStore
 
 
 def read_items(ask: Ask, request: CountRequest, name: str) -> list[Struct]:
@@ -47,6 +48,34 @@ def read_items(ask: Ask, request: CountRequest, name: str) -> list[Struct]:
             )
         items.append(ask.part({"id": f"item_{name}_{index}", **raw}, kind, OF_ITEMS, where))
     return items
+
+
+def earlier_items(
+    ask: Ask, request: CountRequest, store: ResponseStore, tenant: str
+) -> list[Struct]:
+    """The items of the answers that the request goes on from.
+
+    Raises: NotFoundError where one of them is no more.
+    """
+    if request.previous_response_id is None:
+        return []
+    chain = store.chain(tenant, request.previous_response_id)
+    if chain is None:
+        raise NotFoundError(
+            "the previous response, or one before it, is not here",
+            param="previous_response_id",
+            code="previous_response_not_found",
+            found=request.previous_response_id[:100],
+            fix="send the whole conversation as input",
+        )
+    raws = [raw for kept in chain for raw in (*kept.items, *kept.response["output"])]
+    where = "previous_response_id"
+    return [ask.part(raw, ITEMS[raw["type"]], OF_ITEMS, where) for raw in raws]
+
+
+def plain(item: Struct) -> dict[str, Any]:
+    """The item as it was sent."""
+    return {name: value for name, value in to_builtins(item).items() if value is not None}
 
 
 def messages_of(instructions: str | None, items: list[Struct]) -> list[dict[str, Any]]:
@@ -97,6 +126,12 @@ def form_of(request: CountRequest) -> StructuredOutputs | None:
     if asked.type == "json_object":
         return one_form({"text.format": {"json_object": True}})
     return one_form({field: schema_of(asked.schema, field)})
+
+
+def format_of(request: CountRequest) -> dict[str, Any]:
+    """`text.format` as answers say it back."""
+    asked = request.text and request.text.format
+    return to_builtins(asked) if asked else {"type": "text"}
 
 
 def _add(message: dict[str, Any], item: Struct) -> None:

@@ -13,10 +13,12 @@ Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class Part(Struct, frozen=True):
-    """A part of a message, of a result, or of reasoning."""
+    """A part of a message, of a result, or of reasoning. `logprobs` were said of an earlier answer;
+    the model is not told."""
 
     type: Literal["input_text", "output_text", "text", "reasoning_text", "summary_text"]
     text: str
+    logprobs: list[dict[str, Any]] | None = None
 
 
 class MessageItem(Struct, frozen=True, kw_only=True):
@@ -31,7 +33,7 @@ class MessageItem(Struct, frozen=True, kw_only=True):
 
 
 class CallItem(Struct, frozen=True, kw_only=True):
-    """A call that an earlier answer made."""
+    """A call that an earlier answer made. What `arguments_flaw` said the model is not told."""
 
     call_id: str
     name: str
@@ -39,6 +41,7 @@ class CallItem(Struct, frozen=True, kw_only=True):
     type: Literal["function_call"] = "function_call"
     id: str | None = None
     status: Status | None = None
+    arguments_flaw: Literal["repaired", "invalid"] | None = None
 
 
 class ResultItem(Struct, frozen=True, kw_only=True):
@@ -135,7 +138,8 @@ class ResponsesRequest(CountRequest, frozen=True, kw_only=True):
     stream: bool = False
     store: bool = True
     metadata: dict[str, str] | None = None
-    include: list[Literal["reasoning.encrypted_content"]] | None = None
+    include: list[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] = []
+    top_logprobs: int | None = None
     prompt_cache_key: str | None = None
     cache_salt: str | None = None
     priority: int | None = None
@@ -152,7 +156,6 @@ class ItemsQuery(Struct, frozen=True):
 
 
 _NO_SUBSET = Refused("a choice among some of the tools is not implemented", fix="send only those")
-_NO_SCORES = Refused("there are no logprobs here", fix="use /v1/chat/completions")
 _NO_CACHE_WISHES = Refused("pages are kept until room is needed")
 
 OF_RESPONSES = Refusals(
@@ -164,7 +167,6 @@ OF_RESPONSES = Refusals(
         "service_tier": Refused("there is one tier", ("auto", "default")),
         "stream_options": Refused("chunks are not padded", ({"include_obfuscation": False}, {})),
         "truncation": Refused("a prompt is never cut", ("disabled",)),
-        "top_logprobs": Refused(_NO_SCORES.why, (0,), _NO_SCORES.fix),
         "context_management": Refused("conversations are not edited here", ([],)),
         "prompt_cache_retention": _NO_CACHE_WISHES,
         "prompt_cache_options": _NO_CACHE_WISHES,
@@ -185,19 +187,14 @@ OF_RESPONSES = Refusals(
     },
     values={
         "tool_choice.type": {"allowed_tools": _NO_SUBSET},
-        "include": {"message.output_text.logprobs": _NO_SCORES},
     },
 )
 
-_NO_EXTRAS = {
-    "annotations": Refused("the models cite nothing", ([],)),
-    "logprobs": Refused("scores of earlier answers say nothing", ([],)),
-}
 OF_ITEMS = Refusals(
     top={
         "encrypted_content": Refused("reasoning of other servers cannot be read"),
         "namespace": Refused("tools have no namespaces"),
         "caller": Refused("nothing is run on the server", ({"type": "direct"},)),
     },
-    inner={"content": _NO_EXTRAS},
+    inner={"content": {"annotations": Refused("the models cite nothing", ([],))}},
 )

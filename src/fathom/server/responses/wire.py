@@ -40,7 +40,8 @@ def usage(counts: Counts) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class OpenItem:
-    """An item that grows, of kind reasoning, message or function_call. `number` parts calls."""
+    """An item that grows, of kind reasoning, message or function_call. `number` parts calls,
+    `scores` are logprobs of a message's tokens, `flaw` says what is wrong with arguments."""
 
     kind: str
     number: int
@@ -48,6 +49,8 @@ class OpenItem:
     name: str = ""
     call_id: str = ""
     pieces: list[str] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    flaw: str = ""
 
     @property
     def text(self) -> str:
@@ -59,14 +62,15 @@ class OpenItem:
         """Its only part."""
         if self.kind == "reasoning":
             return {"type": "reasoning_text", "text": self.text}
-        return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": []}
+        scores = {"annotations": [], "logprobs": self.scores}
+        return {"type": "output_text", "text": self.text, **scores}
 
     def told(self, status: str) -> dict[str, Any]:
         """The item; without content while it is in progress."""
         item: dict[str, Any] = {"type": self.kind, "id": self.id, "status": status}
         if self.kind == "function_call":
             call = {"call_id": self.call_id, "name": self.name, "arguments": self.text}
-            return {**item, **call}
+            return {**item, **call, **({"arguments_flaw": self.flaw} if self.flaw else {})}
         content = [self.part] if status != "in_progress" else []
         if self.kind == "reasoning":
             return {**item, "summary": [], "content": content}

@@ -40,6 +40,29 @@ def grammar_text(asked: Asked, tokenizer: Tokenizer) -> str:
 
     Raises: RequestError that names the field at fault, with a pointer into a schema.
     """
+    main, others = _grammar(asked, tokenizer)
+    grammars = [{"name": "main", "lark_grammar": main}, *others]
+    return json.dumps({"grammars": grammars}, ensure_ascii=False)
+
+
+def lark_text(asked: Asked, tokenizer: Tokenizer) -> str:
+    """The grammar in Lark alone, for an engine elsewhere that has the same tokenizer.
+
+    Raises: RequestError as above, and for a grammar of the request's own beside anything else.
+    """
+    main, others = _grammar(asked, tokenizer)
+    if others and asked.form is not None:
+        raise RequestError(
+            f"{asked.form.field} cannot be combined with reasoning or calls here",
+            param=asked.form.field,
+            code="unsupported_parameter",
+            fix="ask for no reasoning, and for a form other than a grammar",
+        )
+    return main
+
+
+def _grammar(asked: Asked, tokenizer: Tokenizer) -> tuple[str, list[dict[str, str]]]:
+    """The grammar's text, and those that it names."""
     rules = _Rules(tokenizer)
     before = rules.reasoning(asked.reasoning)
     answers = []
@@ -50,9 +73,7 @@ def grammar_text(asked: Asked, tokenizer: Tokenizer) -> str:
         has_text = asked.form is None and not asked.tools.must_call
         answers.append(f"TEXT ({calls})?" if has_text else calls)
     rules.lines.insert(0, f"start: {before} ({' | '.join(answers)})")
-    main = "\n".join([*rules.lines, "TEXT: /(?s:.*)/"])
-    grammars = [{"name": "main", "lark_grammar": main}, *rules.others]
-    return json.dumps({"grammars": grammars}, ensure_ascii=False)
+    return "\n".join([*rules.lines, "TEXT: /(?s:.*)/"]), rules.others
 
 
 class _Rules:

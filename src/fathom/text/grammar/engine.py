@@ -19,6 +19,12 @@ from fathom.text.tokenizer import Tokenizer
 
 _LISTING = re.compile(r"\s*\d+ \||\s*\^\s*$")
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+# What the engine says where one of `_limits` below is reached.
+_LIMITS = re.compile(
+    r"too many (expressions|states|items)|too (big|large)|fuel exhausted|items; max is"
+    r"|unable to determine if regex is empty",
+    re.IGNORECASE,
+)
 _MAX_CACHED = 64
 _MAX_LOCATED = 200  # schemas compiled by themselves to find the one at fault
 
@@ -80,7 +86,15 @@ class GrammarEngine:
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
-            raise RequestError("the grammar does not compile", found=_said(matcher))
+            said = _said(matcher)
+            is_over = _LIMITS.search(said) is not None
+            raise RequestError(
+                "the grammar needs more states than the limit"
+                if is_over
+                else "the grammar does not compile",
+                code="schema_state_limit" if is_over else "unsupported_schema",
+                found=said,
+            )
         return matcher
 
     def _located(self, asked: Asked, error: RequestError) -> RequestError:
@@ -102,7 +116,7 @@ class GrammarEngine:
         return RequestError(
             f"{field}: {error.what}",
             param=field,
-            code="unsupported_schema",
+            code=error.code,
             found=f"{where}{error.found}",
         )
 
