@@ -20,10 +20,10 @@ from fathom.perf.datasets import PrefixShape, RandomShape, TurnShape
 from fathom.perf.plan_shape import LinearTime
 from fathom.perf.shape import StepShape
 from fathom.perf.simulate import simulate
-from fathom.perf.simulated import SimulatedExecutor, VirtualClock
 from fathom.perf.simulation import Deployment, Simulation
 from fathom.perf.virtual import Runs, VirtualVocabulary
 from fathom.perf.workload import LoadRequest, Workload, arrive, gamma_arrivals
+from tests.core.simulated import SimulatedExecutor, VirtualClock
 
 COST = LinearTime(submit_s=0.003, step_s=0.02, token_s=0.001)
 
