@@ -3,7 +3,7 @@ speaks against a claim."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -38,7 +38,6 @@ Verdict = Literal["yes", "limited", "other", "no"]
 _COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 # Of a small machine's candidates, those whose times are worked out.
 _TIMED = 2
-_MOST_USERS = 2048
 
 
 def verdict(candidates: tuple[Candidate, ...]) -> Verdict:
@@ -78,19 +77,24 @@ def changes(
     candidates: tuple[Candidate, ...],
     catalogue: Catalogue,
     calibration: Calibration,
+    *,
+    users: int = 0,
 ) -> Iterator[Reason]:
-    """What would do all that is asked: each one tried, the smallest change first."""
+    """What would do all that is asked: each one tried, the smallest change first. `users`: with how
+    many the best context would do; 0 where it is not known."""
     best = candidates[0]
-    missed = {one.key for one in best.shortfalls}
-    if best.fits and best.precision.is_exact and best.is_short:
-        if missed <= {"context"}:
-            yield reason("change_context", most=best.context)
-    elif best.fits and missed == {"users"}:
-        yield reason("change_users", most=best.users_at(demand.request_len))
+    if best.fits and best.precision.is_exact:
+        if {one.key for one in best.shortfalls} <= {"context"}:
+            if best.is_short:
+                yield reason("change_context", most=best.context)
+        elif 0 < users < best.users and best.is_short:
+            yield reason("change_context_users", context=best.context, most=users)
+        elif 0 < users < best.users:
+            yield reason("change_users", most=users)
     seen: set[str] = set()
     for one in candidates:
         name = one.precision.name
-        if one.fits and not one.shortfalls and not one.is_short:
+        if one.does_all:
             is_other = not one.precision.is_exact
             if name not in seen and (is_other or one is not best):
                 key = "change_kv" if not is_other else "change_weights"
@@ -108,7 +112,8 @@ def changes(
         yield reason("change_more", machine=name_of(more.cluster))
     for gpu in sorted(same_market, key=lambda one: one.memory_bytes):
         machine = parse_cluster(f"{cluster.num_gpus}x{gpu.id}", catalogue=catalogue)
-        if _does(model, machine, demand, calibration) is not None:
+        few = _few_layouts(model, machine)
+        if _does(model, machine, demand, calibration, few, _TIMED) is not None:
             yield reason("change_gpu", machine=name_of(machine))
             return
 
@@ -126,7 +131,7 @@ def smallest(
     for count in _COUNTS:
         if count > more_than:
             cluster = parse_cluster(f"{count}x{gpu}", catalogue=catalogue)
-            best = _does(model, cluster, demand, calibration)
+            best = _does(model, cluster, demand, calibration, _few_layouts(model, cluster), _TIMED)
             if best is not None:
                 return Option(cluster, best, None)
     return None
@@ -139,43 +144,37 @@ def machines(
     calibration: Calibration,
     prices: Prices,
     currency: str,
+    *,
+    most: int | None = None,
 ) -> tuple[Option, ...]:
-    """The machines of the catalogue that do what is asked, one of each GPU: the cheapest first,
-    then those without a known price, the fewest GPUs first."""
+    """The machines of the catalogue that do what is asked, one of each GPU, up to `most`: the
+    cheapest first, then those without a known price, the fewest GPUs first. Each with the layout
+    that a plan of that machine has for its first choice."""
     found = []
     for gpu in catalogue.gpus:
         option = smallest(model, gpu.id, demand, catalogue, calibration)
         if option is not None:
             found.append(replace(option, price=prices.gpu(gpu.id, currency)))
-    return tuple(
-        sorted(found, key=lambda one: (one.hour is None, one.hour or 0.0, one.cluster.num_gpus))
-    )
-
-
-def busiest(
-    model: Model, cluster: Cluster, demand: Demand, best: Candidate, calibration: Calibration
-) -> Candidate | None:
-    """The same deployment with as many more users as it still does all that is asked with: twice
-    as many each time. None where it does not take twice as many."""
-    found, users = None, best.users
-    while not best.shortfalls and users < _MOST_USERS:
-        users *= 2
-        more = replace(demand, users=users)
-        one = candidate(model, cluster, more, best.layout, best.precision, best.kv)
-        if not one.fits or one.context < best.context:
-            break
-        one = predicted(one, cluster, more, calibration)
-        if one.shortfalls or (found or best).output_per_s >= one.output_per_s:
-            break
-        found = one
-    return found
+    found.sort(key=lambda one: (one.hour is None, one.hour or 0.0, one.cluster.num_gpus))
+    chosen = []
+    for one in found[:most]:
+        every = layouts(model, one.cluster)
+        best = _does(model, one.cluster, demand, calibration, every)
+        chosen.append(replace(one, best=best or one.best))
+    return tuple(chosen)
 
 
 def _does(
-    model: Model, cluster: Cluster, demand: Demand, calibration: Calibration
+    model: Model,
+    cluster: Cluster,
+    demand: Demand,
+    calibration: Calibration,
+    tried: Iterable[Layout],
+    most_timed: int | None = None,
 ) -> Candidate | None:
-    """The best candidate of a few layouts where one does all that is asked in the published
-    weights and cache, or in those asked."""
+    """The best candidate of these layouts where one does all that is asked in the published weights
+    and cache, or in those asked. `most_timed`: only the times of those with most cache are worked
+    out."""
     try:
         precision = precisions(model, cluster, demand.weights)[0]
     except ConfigError:
@@ -183,13 +182,13 @@ def _does(
     if not precision.is_exact or not _may_fit(model, cluster, demand, precision):
         return None
     kv = caches(model, demand.kv or "bf16")[0]
-    tried = [
-        candidate(model, cluster, demand, layout, precision, kv, shortens=False)
-        for layout in _few_layouts(model, cluster)
+    made = [
+        candidate(model, cluster, demand, layout, precision, kv, shortens=False) for layout in tried
     ]
-    fitting = [one for one in tried if one.fits and not one.is_short]
-    fitting.sort(key=lambda one: -one.kv_tokens)
-    timed = [predicted(one, cluster, demand, calibration) for one in fitting[:_TIMED]]
+    fitting = [one for one in made if one.fits and not one.is_short]
+    if most_timed is not None:
+        fitting = sorted(fitting, key=lambda one: -one.kv_tokens)[:most_timed]
+    timed = [predicted(one, cluster, demand, calibration) for one in fitting]
     works = [one for one in timed if not one.shortfalls]
     return min(works, key=lambda one: one.rank_key, default=None)
 
