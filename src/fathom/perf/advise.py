@@ -3,7 +3,7 @@ speaks against a claim."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -36,8 +36,6 @@ from fathom.units import format_bytes
 Verdict = Literal["yes", "limited", "other", "no"]
 # GPUs of a deployment, in the order in which they are tried.
 _COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
-# Of a small machine's candidates, those whose times are worked out.
-_TIMED = 2
 
 
 def verdict(candidates: tuple[Candidate, ...]) -> Verdict:
@@ -112,8 +110,7 @@ def changes(
         yield reason("change_more", machine=name_of(more.cluster))
     for gpu in sorted(same_market, key=lambda one: one.memory_bytes):
         machine = parse_cluster(f"{cluster.num_gpus}x{gpu.id}", catalogue=catalogue)
-        few = _few_layouts(model, machine)
-        if _does(model, machine, demand, calibration, few, _TIMED) is not None:
+        if _does(model, machine, demand, calibration) is not None:
             yield reason("change_gpu", machine=name_of(machine))
             return
 
@@ -131,7 +128,7 @@ def smallest(
     for count in _COUNTS:
         if count > more_than:
             cluster = parse_cluster(f"{count}x{gpu}", catalogue=catalogue)
-            best = _does(model, cluster, demand, calibration, _few_layouts(model, cluster), _TIMED)
+            best = _does(model, cluster, demand, calibration)
             if best is not None:
                 return Option(cluster, best, None)
     return None
@@ -158,8 +155,7 @@ def machines(
     found.sort(key=lambda one: (one.hour is None, one.hour or 0.0, one.cluster.num_gpus))
     chosen = []
     for one in found[:most]:
-        every = layouts(model, one.cluster)
-        best = _does(model, one.cluster, demand, calibration, every)
+        best = _does(model, one.cluster, demand, calibration, tries_all=True)
         chosen.append(replace(one, best=best or one.best))
     return tuple(chosen)
 
@@ -169,12 +165,12 @@ def _does(
     cluster: Cluster,
     demand: Demand,
     calibration: Calibration,
-    tried: Iterable[Layout],
-    most_timed: int | None = None,
+    *,
+    tries_all: bool = False,
 ) -> Candidate | None:
-    """The best candidate of these layouts where one does all that is asked in the published weights
-    and cache, or in those asked. `most_timed`: only the times of those with most cache are worked
-    out."""
+    """The best candidate where one does all that is asked in the published weights and cache, or in
+    those asked: of all layouts, or of two that usually tell: with most room and with least, whose
+    answers are quick."""
     try:
         precision = precisions(model, cluster, demand.weights)[0]
     except ConfigError:
@@ -183,11 +179,13 @@ def _does(
         return None
     kv = caches(model, demand.kv or "bf16")[0]
     made = [
-        candidate(model, cluster, demand, layout, precision, kv, shortens=False) for layout in tried
+        candidate(model, cluster, demand, layout, precision, kv, shortens=False)
+        for layout in (layouts if tries_all else _few_layouts)(model, cluster)
     ]
     fitting = [one for one in made if one.fits and not one.is_short]
-    if most_timed is not None:
-        fitting = sorted(fitting, key=lambda one: -one.kv_tokens)[:most_timed]
+    if not tries_all and len(fitting) > 2:
+        by_room = sorted(fitting, key=lambda one: one.kv_tokens)
+        fitting = [by_room[-1], by_room[0]]
     timed = [predicted(one, cluster, demand, calibration) for one in fitting]
     works = [one for one in timed if not one.shortfalls]
     return min(works, key=lambda one: one.rank_key, default=None)
