@@ -103,13 +103,12 @@ def changes(
     bigger = (one for one in catalogue.gpus if one.market != "aftermarket")
     larger = [one for one in bigger if one.memory_bytes > cluster.gpu.memory_bytes]
     same_market = [one for one in larger if one.market == cluster.gpu.market] or larger
-    more = smallest(
-        model, cluster.gpu.id, demand, catalogue, calibration, more_than=cluster.num_gpus
-    )
+    count = cluster.num_gpus
+    more = smallest(model, cluster.gpu.id, demand, catalogue, calibration, more_than=count)
     if more is not None:
         yield reason("change_more", machine=name_of(more.cluster))
     for gpu in sorted(same_market, key=lambda one: one.memory_bytes):
-        machine = parse_cluster(f"{cluster.num_gpus}x{gpu.id}", catalogue=catalogue)
+        machine = parse_cluster(f"{count}x{gpu.id}", catalogue=catalogue)
         if _does(model, machine, demand, calibration) is not None:
             yield reason("change_gpu", machine=name_of(machine))
             return
@@ -124,11 +123,12 @@ def smallest(
     *,
     more_than: int = 0,
 ) -> Option | None:
-    """The fewest of a GPU that do what is asked; None where none of the usual numbers does."""
+    """The fewest of a GPU that do what is asked; None where none of the usual numbers does. Of more
+    than a machine has, by all layouts."""
     for count in _COUNTS:
         if count > more_than:
             cluster = parse_cluster(f"{count}x{gpu}", catalogue=catalogue)
-            best = _does(model, cluster, demand, calibration)
+            best = _does(model, cluster, demand, calibration, tries_all=more_than > 0)
             if best is not None:
                 return Option(cluster, best, None)
     return None
