@@ -66,19 +66,16 @@ class UpstreamConfig:
     request_timeout_s: float = setting(
         3600.0, "Longest answer.", "--request-timeout", unit="seconds"
     )
-    loop_guard_tokens: int = field(
-        default=1024,
-        metadata=setting(
-            "Tokens of one stretch over and over that end an answer, and the upstream's request "
-            "with it (finish_reason 'repetition'); 0 is off. Without --tokenizer four bytes count "
-            "as a token.",
-            "--loop-guard-tokens",
-            unit="tokens",
-        ),
+    loop_guard_tokens: int = setting(
+        1024,
+        "Tokens of one stretch over and over that end an answer, and the upstream's request "
+        "with it (finish_reason 'repetition'); 0 is off. Without --tokenizer four bytes count "
+        "as a token.",
+        "--loop-guard-tokens",
+        unit="tokens",
     )
-    loop_guard_repeats: int = field(
-        default=8,
-        metadata=setting("Times that the stretch has to come, at least.", "--loop-guard-repeats"),
+    loop_guard_repeats: int = setting(
+        8, "Times that the stretch has to come, at least.", "--loop-guard-repeats"
     )
 
     def __post_init__(self) -> None:
