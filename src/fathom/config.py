@@ -15,179 +15,131 @@ from typing import Any
 from fathom.errors import ConfigError
 
 
-def setting(doc: str, *flags: str, wanted: str = "", unit: str = "") -> dict[str, Any]:
-    """Metadata of a config field: its documentation, its flags (the first is canonical), what
+def setting(default: object, doc: str, *flags: str, wanted: str = "", unit: str = "") -> Any:
+    """A config's field: its default, its documentation, its flags (the first is canonical), what
     values are wanted, and the unit."""
-    return {"doc": doc, "flags": flags, "wanted": wanted, "unit": unit}
+    metadata = {"doc": doc, "flags": flags, "wanted": wanted, "unit": unit}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Settings of the engine, as asked."""
 
-    model: str | None = field(
-        default=None,
-        metadata=setting(
-            "Directory of the checkpoint; the embedded model where not given.",
-            "--model",
-            "--model-path",
-        ),
+    model: str | None = setting(
+        None,
+        "Directory of the checkpoint; the embedded model where not given.",
+        "--model",
+        "--model-path",
     )
-    tokenizer: str | None = field(
-        default=None,
-        metadata=setting(
-            "Directory of the tokenizer; the checkpoint's where not given.",
-            "--tokenizer",
-            "--tokenizer-path",
-        ),
+    tokenizer: str | None = setting(
+        None,
+        "Directory of the tokenizer; the checkpoint's where not given.",
+        "--tokenizer",
+        "--tokenizer-path",
     )
-    served_model_name: tuple[str, ...] = field(
-        default=(),
-        metadata=setting("Names in /v1/models; the first is echoed.", "--served-model-name"),
+    served_model_name: tuple[str, ...] = setting(
+        (), "Names in /v1/models; the first is echoed.", "--served-model-name"
     )
-    dtype: str = field(
-        default="auto",
-        metadata=setting(
-            "Number format of the computation.", "--dtype", wanted="auto, float32 or bfloat16"
-        ),
+    dtype: str = setting(
+        "auto", "Number format of the computation.", "--dtype", wanted="auto, float32 or bfloat16"
     )
-    quantization: str | None = field(
-        default=None,
-        metadata=setting(
-            "Format in which matrices are held, whatever the checkpoint stores; not given: as they "
-            "are stored.",
-            "--quantization",
-            "-q",
-            wanted="int8, int4 or fp8",
-        ),
+    quantization: str | None = setting(
+        None,
+        "Format in which matrices are held, whatever the checkpoint stores; not given: as they "
+        "are stored.",
+        "--quantization",
+        "-q",
+        wanted="int8, int4 or fp8",
     )
-    ops_backend: str = field(
-        default="auto",
-        metadata=setting(
-            "What computes the ops.", "--ops-backend", wanted="auto, reference or cpu"
-        ),
+    ops_backend: str = setting(
+        "auto", "What computes the ops.", "--ops-backend", wanted="auto, reference or cpu"
     )
-    kv_cache_dtype: str = field(
-        default="auto",
-        metadata=setting(
-            "Number format of the latent KV cache.",
-            "--kv-cache-dtype",
-            wanted="auto, float32, bfloat16 or fp8",
-        ),
+    kv_cache_dtype: str = setting(
+        "auto",
+        "Number format of the latent KV cache.",
+        "--kv-cache-dtype",
+        wanted="auto, float32, bfloat16 or fp8",
     )
-    device: str = field(
-        default="auto", metadata=setting("Where to run.", "--device", wanted="auto, cpu or cuda")
+    device: str = setting("auto", "Where to run.", "--device", wanted="auto, cpu or cuda")
+    max_model_len: int | None = setting(
+        None,
+        "Longest sequence, prompt and answer together. Given: demanded. Not given: the "
+        "model's, or the largest that fits.",
+        "--max-model-len",
+        "--context-length",
+        unit="tokens",
+        wanted="a count such as 4096, 32k or 128K; auto or -1",
     )
-    max_model_len: int | None = field(
-        default=None,
-        metadata=setting(
-            "Longest sequence, prompt and answer together. Given: demanded. Not given: the "
-            "model's, or the largest that fits.",
-            "--max-model-len",
-            "--context-length",
-            unit="tokens",
-            wanted="a count such as 4096, 32k or 128K; auto or -1",
-        ),
+    tensor_parallel_size: int = setting(
+        1, "Ranks that share each layer.", "--tensor-parallel-size", "-tp", "--tp-size", "--tp"
     )
-    tensor_parallel_size: int = field(
-        default=1,
-        metadata=setting(
-            "Ranks that share each layer.", "--tensor-parallel-size", "-tp", "--tp-size", "--tp"
-        ),
+    gpu_memory_utilization: float | None = setting(
+        None,
+        "Share of the device's memory that fathom may use, weights and all.",
+        "--gpu-memory-utilization",
+        wanted="a number in (0, 1]",
     )
-    gpu_memory_utilization: float | None = field(
-        default=None,
-        metadata=setting(
-            "Share of the device's memory that fathom may use, weights and all.",
-            "--gpu-memory-utilization",
-            wanted="a number in (0, 1]",
-        ),
+    kv_cache_memory_bytes: int | None = setting(
+        None,
+        "Size of the KV page pool of each rank; overrides the share.",
+        "--kv-cache-memory-bytes",
+        unit="bytes",
+        wanted="a size such as 4GiB or 2000000000",
     )
-    kv_cache_memory_bytes: int | None = field(
-        default=None,
-        metadata=setting(
-            "Size of the KV page pool of each rank; overrides the share.",
-            "--kv-cache-memory-bytes",
-            unit="bytes",
-            wanted="a size such as 4GiB or 2000000000",
-        ),
+    block_size: int = setting(
+        64, "Tokens in a page of KV.", "--block-size", "--page-size", unit="tokens"
     )
-    block_size: int = field(
-        default=64,
-        metadata=setting("Tokens in a page of KV.", "--block-size", "--page-size", unit="tokens"),
+    max_num_seqs: int | None = setting(
+        None, "Most sequences in a step.", "--max-num-seqs", "--max-running-requests"
     )
-    max_num_seqs: int | None = field(
-        default=None,
-        metadata=setting("Most sequences in a step.", "--max-num-seqs", "--max-running-requests"),
+    max_num_batched_tokens: int | None = setting(
+        None,
+        "Most tokens in a step; longer prompts run in chunks.",
+        "--max-num-batched-tokens",
+        "--chunked-prefill-size",
+        "--max-prefill-tokens",
+        unit="tokens",
     )
-    max_num_batched_tokens: int | None = field(
-        default=None,
-        metadata=setting(
-            "Most tokens in a step; longer prompts run in chunks.",
-            "--max-num-batched-tokens",
-            "--chunked-prefill-size",
-            "--max-prefill-tokens",
-            unit="tokens",
-        ),
+    max_num_queued_reqs: int = setting(
+        1024,
+        "Most requests that wait; more are answered 429.",
+        "--max-num-queued-reqs",
+        "--max-queued-requests",
     )
-    max_num_queued_reqs: int = field(
-        default=1024,
-        metadata=setting(
-            "Most requests that wait; more are answered 429.",
-            "--max-num-queued-reqs",
-            "--max-queued-requests",
-        ),
+    enable_prefix_caching: bool = setting(
+        True, "Share KV pages of equal prefixes.", "--enable-prefix-caching"
     )
-    enable_prefix_caching: bool = field(
-        default=True,
-        metadata=setting("Share KV pages of equal prefixes.", "--enable-prefix-caching"),
+    num_speculative_tokens: int | None = setting(
+        None,
+        "Tokens that the MTP layer drafts a step; 0 is off. Not given: off.",
+        "--num-speculative-tokens",
     )
-    num_speculative_tokens: int | None = field(
-        default=None,
-        metadata=setting(
-            "Tokens that the MTP layer drafts a step; 0 is off. Not given: off.",
-            "--num-speculative-tokens",
-        ),
+    overlap_scheduling: bool = setting(
+        True, "Plan the next step while one runs.", "--overlap-scheduling", "--async-scheduling"
     )
-    overlap_scheduling: bool = field(
-        default=True,
-        metadata=setting(
-            "Plan the next step while one runs.", "--overlap-scheduling", "--async-scheduling"
-        ),
+    loop_guard_tokens: int = setting(
+        1024,
+        "Tokens of one stretch over and over that end an answer (finish_reason "
+        "'repetition'); 0 is off.",
+        "--loop-guard-tokens",
+        unit="tokens",
     )
-    loop_guard_tokens: int = field(
-        default=1024,
-        metadata=setting(
-            "Tokens of one stretch over and over that end an answer (finish_reason "
-            "'repetition'); 0 is off.",
-            "--loop-guard-tokens",
-            unit="tokens",
-        ),
+    loop_guard_repeats: int = setting(
+        8, "Times that the stretch must stand there at least.", "--loop-guard-repeats"
     )
-    loop_guard_repeats: int = field(
-        default=8,
-        metadata=setting(
-            "Times that the stretch must stand there at least.", "--loop-guard-repeats"
-        ),
+    seed: int = setting(
+        0, "Source of the seeds of requests that give none.", "--seed", "--random-seed"
     )
-    seed: int = field(
-        default=0,
-        metadata=setting(
-            "Source of the seeds of requests that give none.", "--seed", "--random-seed"
-        ),
+    threads: int | None = setting(
+        None, "CPU threads of the kernels, all ranks together.", "--threads"
     )
-    threads: int | None = field(
-        default=None,
-        metadata=setting("CPU threads of the kernels, all ranks together.", "--threads"),
-    )
-    step_timeout_s: float = field(
-        default=300.0,
-        metadata=setting(
-            "A step that takes longer is an engine failure.",
-            "--step-timeout",
-            "--watchdog-timeout",
-            unit="seconds",
-        ),
+    step_timeout_s: float = setting(
+        300.0,
+        "A step that takes longer is an engine failure.",
+        "--step-timeout",
+        "--watchdog-timeout",
+        unit="seconds",
     )
 
     def __post_init__(self) -> None:

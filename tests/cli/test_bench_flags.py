@@ -12,15 +12,16 @@ import pytest
 from fathom.commands import bench
 from fathom.commands.bench_ask import asking_of, origin_of
 from fathom.commands.bench_config import DATASETS, FROM_A_FILE
-from fathom.commands.bench_foreign import OFFLINE_FOREIGN, SERVE_FOREIGN
 from fathom.commands.bench_offline import latency
 from fathom.commands.bench_save import wanted_of
 from fathom.commands.bench_serve import GROUPS, parse
 from fathom.commands.bench_target import ResultConfig, SamplingConfig, TargetConfig
 from fathom.commands.foreign import Foreign
+from fathom.commands.foreign_flags import foreign_flags
 from fathom.errors import ConfigError
 from fathom.perf.result import TITLES
 
+SERVE_FOREIGN, OFFLINE_FOREIGN = foreign_flags("bench_serve"), foreign_flags("bench_offline")
 FIELDS = [(title, one) for title, config in GROUPS for one in fields(config)]
 HINTS = {title: get_type_hints(config) for title, config in GROUPS}
 OWN = {flag for _, one in FIELDS for flag in one.metadata["flags"]} | {"--seed"}

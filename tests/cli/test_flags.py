@@ -8,12 +8,13 @@ from typing import Any, get_type_hints
 import pytest
 
 from fathom.commands.foreign import Foreign
-from fathom.commands.foreign_flags import FOREIGN
+from fathom.commands.foreign_flags import foreign_flags
 from fathom.commands.serve import parse
 from fathom.config import EngineConfig
 from fathom.errors import ConfigError
 from fathom.server.config import ServerConfig
 
+FOREIGN = foreign_flags("serve")
 FIELDS = [(config, one) for config in (EngineConfig, ServerConfig) for one in fields(config)]
 OWN = {flag for _, one in FIELDS for flag in one.metadata["flags"]}
 # A text for each field that its type alone does not tell.

@@ -15,10 +15,12 @@ import pytest
 from fathom import cli
 from fathom.commands import plan_emit, serve
 from fathom.commands.messages import LANGUAGES, read_words, table, width
-from fathom.commands.plan import Answer, main, plan
+from fathom.commands.plan import MOST_MACHINES, Answer, Machines, main, plan
 from fathom.commands.plan_flags import parse
 from fathom.commands.plan_text import told
 from fathom.errors import CapacityError, ConfigError
+from fathom.perf.advise import name_of
+from fathom.perf.candidate import format_seconds
 from fathom.perf.resolve import resolve
 from fathom.runtime import nvml
 from fathom.spec.catalogue import parse_cluster
@@ -76,6 +78,9 @@ def test_chinese_is_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = told(answer(*H20, "--context", "128k"))
     assert lines[0].startswith("可以，但有限制")
     assert "要求 128,000 个" in lines[1]
+    [heads] = [line for line in lines if "TTFT" in line and "TPOT" in line and "DP" in line]
+    assert "权重" in heads
+    assert not {"weights", "tokens"} & set(heads.split())
     english = told(answer(*H20, "--context", "128k", "--lang", "en"))
     assert english[0].startswith("YES, WITH LIMITS")
     assert len(english) == len(lines)
@@ -146,12 +151,14 @@ def test_json_has_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["schema"] == "fathom-plan/1"
     assert set(shown) == {
         "schema", "model", "demand", "verdict", "cluster", "memory", "limit_bytes", "candidates",
-        "changes", "costs", "busiest", "against", "confidence", "intervals", "step",
+        "changes", "costs", "most_users", "busiest", "against", "confidence", "intervals",
+        "step",
     }  # fmt: skip
     best, second = shown["candidates"][:2]
     assert set(best) == {
-        "layout", "weights", "is_exact", "kv", "batch_tokens", "fits", "over_bytes", "kv_tokens",
-        "context", "users", "shortfalls", "steady", "lost",
+        "layout", "weights", "is_exact", "kv", "batch_tokens", "fits", "over_bytes",
+        "needed_bytes", "needed_kv_bytes", "kv_tokens", "context", "users", "shortfalls",
+        "steady", "lost",
     }  # fmt: skip
     assert best["lost"] is None
     assert second["lost"]["text"]
@@ -199,6 +206,63 @@ def test_what_the_engine_cannot_run_is_not_written(tmp_path: Path) -> None:
         assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("gpu", "slo", "more"),
+    [
+        ("8xH200", "tpot=25ms", []),
+        ("8xH20-96", "ttft=1500ms,tpot=40ms", ["--users", "100"]),
+        ("16xH100-80", "ttft=250ms", ["--context", "32k"]),
+    ],
+)
+def test_missed_limits_offer_fewer_users(gpu: str, slo: str, more: list[str]) -> None:
+    """And the flags that are told do what they say, with as many users and not with one more."""
+    asked = ["deepseek-v3", "--gpu", gpu, "--kv", "bf16", "--slo", slo]
+    found = answer(*asked, *more)
+    keys = {one.key: dict(one.values) for one in found.changes}
+    values = keys.get("change_users") or keys["change_context_users"]
+    users, context = int(values["most"]), values.get("context", str(found.best.context))
+    assert found.verdict == "limited"
+    assert 0 < users == found.most_users < found.best.users
+    with_fewer = [*asked, "--context", context, "--users"]
+    assert answer(*with_fewer, str(users)).verdict == "yes"
+    assert answer(*with_fewer, str(users + 1)).verdict == "limited"
+    assert f"Users: {users} at a time" in "\n".join(told(found))
+
+
+def test_limits_that_are_met_say_how_many_users_more() -> None:
+    asked = ["deepseek-v3", "--gpu", "8xH200", "--kv", "bf16", "--slo", "tpot=50ms,ttft=5s"]
+    found = answer(*asked, "--users", "4")
+    assert found.verdict == "yes"
+    assert found.most_users is not None
+    assert found.most_users > 4
+    assert answer(*asked, "--users", str(found.most_users)).verdict == "yes"
+    assert answer(*asked, "--users", str(found.most_users + 1)).verdict == "limited"
+    nobody = answer("deepseek-v3", "--gpu", "8xH200", "--slo", "tpot=1ms")
+    assert nobody.most_users == 0
+    assert "not even one" in "\n".join(told(nobody))
+
+
+def test_the_search_shows_what_a_plan_of_the_machine_shows() -> None:
+    """The search tries few layouts, so that its figures could be below those of `--gpu`."""
+    demand = ["deepseek-v3", "--slo", "tpot=50ms", "--users", "32"]
+    found = plan(parse(demand))
+    assert isinstance(found, Machines)
+    assert len(found.options) == MOST_MACHINES
+    for option in found.options[::3]:
+        one = answer(*demand, "--gpu", name_of(option.cluster))
+        assert one.verdict == "yes"
+        assert one.best.layout == option.best.layout
+        assert one.best.steady == option.best.steady
+
+
+def test_parts_of_the_first_token_are_explained() -> None:
+    found = answer("deepseek-v3", "--gpu", "8xH200", "--explain")
+    assert found.best.steady is not None
+    assert found.best.steady.ahead_s > 0
+    [line] = [one for one in told(found) if "steps planned before it came" in one]
+    assert line.endswith(format_seconds(found.best.steady.ttft_s))
+
+
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     claim = ["deepseek-v3", "--gpu", "8xH100-80", "--claim", "qps=127,isl=512,mean=68ms"]
     assert main(claim) == CapacityError.exit_code
@@ -226,6 +290,9 @@ BAD = [
     (["deepseek-v3", "--slo", "tpot=-3s"], "--slo tpot"),
     (["deepseek-v3", "--slo", "tpot=nan"], "--slo tpot"),
     (["deepseek-v3", "--slo", "tpot"], "--slo"),
+    (["deepseek-v3", "--slo", ""], "--slo says nothing"),
+    (["deepseek-v3", "--cost", ", ,"], "--cost says nothing"),
+    (["deepseek-v3", "--gpu", "2xepyc-9654"], "the CPU EPYC 9654"),
     (["deepseek-v3", "--cost", "hour=free"], "--cost hour"),
     (["deepseek-v3", "--cost", "utilization=150%"], "utilization"),
     (["deepseek-v3", "--cost", "api=deepseek-x"], "deepseek-v3.1"),
@@ -240,7 +307,10 @@ BAD = [
     (["deepseek-v3", "--gpu", "16xH200", "--network", "ib"], "--network"),
     (["deepseek-v3", "--gpu", "10007xH200"], "no layout"),
     (["deepseek-v3", "--claim", "isl=5,mean=1s"], "--claim"),
-    (["deepseek-v3", "--gpu", "8xH200", "--claim", "qps=5"], "--claim"),
+    (["deepseek-v3", "--gpu", "8xH200", "--claim", "qps=5"], "--claim lacks mean"),
+    (["deepseek-v3", "--gpu", "8xH200", "--claim", "mean=1s"], "--claim lacks isl"),
+    (["deepseek-v3", "--gpu", "8xH200", "--claim", "isl=0,mean=1s"], "--claim isl"),
+    (["deepseek-v3", "--gpu", "8xH200", "--claim", "isl=5,osl=x,mean=1s"], "--claim osl"),
     (["deepseek-v3", "--emit", "x.toml"], "--emit"),
     (["deepseek-v3", "--nodes", "2", "--layout", "tp=8"], "--nodes, --layout"),
     (["deepseek-v3", "--gpu", "local", "--nodes", "2"], "--gpu local"),

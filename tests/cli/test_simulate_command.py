@@ -37,7 +37,7 @@ def test_what_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert told["schema"] == "fathom.simulate/1"
     assert (told["completed"], told["total_output_tokens"]) == (20, 400)
     assert told["request_goodput"] == told["request_throughput"] > 0
-    assert told["about"]["Layout"] == "tp=8 dp=1 ep=1"
+    assert told["about"]["Layout"] == "tp=8 dp=1 ep=1 pp=1"
     assert main([*H20, *SMALL, "--request-rate", "5"]) == 0
     text = capsys.readouterr().out
     assert "Simulated Serving Result" in text
@@ -47,7 +47,7 @@ def test_what_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_dp_attention_multiplies_the_kv(capsys: pytest.CaptureFixture[str]) -> None:
     one = numbers(capsys, *SMALL)["about"]
     eight = numbers(capsys, *SMALL, "-dp", "8")["about"]
-    assert eight["Layout"] == "tp=1 dp=8 ep=8"
+    assert eight["Layout"] == "tp=1 dp=8 ep=8 pp=1"
     assert one["KV"].startswith("1 x ")
     assert eight["KV"].startswith("8 x ")
 
@@ -81,14 +81,54 @@ def test_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     numbers(capsys, *SMALL, "--trace", str(trace), "--html", str(html))
     assert json.loads(trace.read_bytes())["traceEvents"]
     assert html.read_text().startswith("<!doctype html>")
-    assert main([*H20, *SMALL, "--html", str(tmp_path / "no" / "page.html")]) == 2
-    assert "--html" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--html", "--trace"])
+@pytest.mark.parametrize("name", ["no/page.html", "."])
+def test_files_that_cannot_be_written_are_refused_before_the_run(
+    flag: str, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([*H20, *SMALL, flag, str(tmp_path / name)]) == 2
+    shown = capsys.readouterr()
+    assert flag in shown.err
+    assert not shown.out
+
+
+def test_drafts(capsys: pytest.CaptureFixture[str]) -> None:
+    """The better the drafts, the fewer steps; their layers take memory, and of dense models there
+    are none."""
+    drafts = [*SMALL, "--num-speculative-tokens", "1", "--draft-acceptance"]
+    none, bad, good = numbers(capsys, *SMALL), *(numbers(capsys, *drafts, p) for p in ("0", "0.9"))
+    assert good["num_steps"] < none["num_steps"] <= bad["num_steps"]
+    assert good["total_output_tokens"] == none["total_output_tokens"] == 400
+    assert good["spec_decode_acceptance_rate"] == pytest.approx(90, abs=8)
+    assert bad["spec_decode_accepted_tokens"] == 0
+    assert good["about"]["Drafts"] == "1 a step, 90% of them right"
+    assert kv_tokens(good) < kv_tokens(none)
+
+
+def kv_tokens(told: dict[str, Any]) -> int:
+    return int(told["about"]["KV"].split()[2].replace(",", ""))
+
+
+def test_a_dense_model_with_a_cache_in_fp8(capsys: pytest.CaptureFixture[str]) -> None:
+    dense = ["simulate", "coder-33b", "--gpu", "4xL40S", "--json", *SMALL]
+    found = []
+    for dtype in ("auto", "fp8"):
+        assert main([*dense, "--kv-cache-dtype", dtype]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert kv_tokens(found[1]) == pytest.approx(2 * kv_tokens(found[0]), rel=0.01)
 
 
 def test_requests_that_cannot_run_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     told = numbers(capsys, *SMALL, "--max-model-len", "310", code=1)
     assert told["failed"] == 20
     assert "max_tokens" in told["errors_by_kind"]["http_400"]["first"]
+    assert main([*H20, *SMALL, "--max-model-len", "310"]) == 1
+    text = capsys.readouterr().out
+    assert "No request was answered" in text
+    assert "20 failed: http_400" in text
+    assert "TTFT" not in text
 
 
 @pytest.mark.parametrize(
@@ -116,7 +156,11 @@ def test_requests_that_cannot_run_are_counted(capsys: pytest.CaptureFixture[str]
         (["R1", "--gpu", "16xA100-80"], "does not fit"),  # FP8 weights in 16 bits, as planned
         (["R1", "--gpu", "8xA100-80", "-q", "fp8"], "no FP8"),
         (["R1", "--gpu", "8xH20-141", "--calibration", "nowhere"], "--calibration"),
-        (["R1", "--gpu", "8xH20-141", "--num-speculative-tokens", "1"], "unknown flag"),
+        (["R1", "--gpu", "8xH20-141", "-pp", "3"], "does not divide"),
+        (["R1", "--gpu", "8xH20-141", "--pp", "0"], "1 or more"),
+        (["R1", "--gpu", "2xepyc-9654"], "the CPU EPYC 9654"),
+        (["R1", "--gpu", "8xH20-141", "--draft-acceptance", "2"], "0 to 1"),
+        (["coder-33b", "--gpu", "4xL40S", "--num-speculative-tokens", "1"], "no MTP layer"),
         (["R1", "--gpu", "8xH20-141", "--request-rates", "1"], "--request-rate"),
     ],
 )

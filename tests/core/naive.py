@@ -18,7 +18,7 @@ from fathom.core.types import (
     Request,
     StepPlan,
 )
-from fathom.perf.simulated import PseudoModel, SimulatedExecutor
+from tests.core.simulated import PseudoModel, SimulatedExecutor
 
 
 def naive_answer(

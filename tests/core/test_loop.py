@@ -10,7 +10,7 @@ from fathom.core.scheduler import SchedulerConfig
 from fathom.core.types import Request, SamplingParams, TokenEvent
 from fathom.errors import UnavailableError
 from fathom.perf.plan_shape import LinearTime
-from fathom.perf.simulated import SimulatedExecutor, VirtualClock
+from tests.core.simulated import SimulatedExecutor, VirtualClock
 
 COST = LinearTime(submit_s=0.01, step_s=0.02, token_s=0.0)
 

@@ -13,8 +13,8 @@ from fathom.core.executor import Capacity, Handle
 from fathom.core.scheduler import Scheduler, SchedulerConfig
 from fathom.core.types import Request, SamplingParams, StepPlan, TokenEvent
 from fathom.errors import ContextLengthError, OverloadedError
-from fathom.perf.simulated import PseudoModel, SimulatedExecutor
 from tests.core.naive import Rotating, naive_answer
+from tests.core.simulated import PseudoModel, SimulatedExecutor
 
 MODEL = PseudoModel(vocab_size=40, eos_rate=0.05, draft_accuracy=0.7)
 EOS, STOP = 7, 8

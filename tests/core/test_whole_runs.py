@@ -10,8 +10,8 @@ from fathom.core.executor import Capacity
 from fathom.core.loop import EngineCore
 from fathom.core.scheduler import SchedulerConfig
 from fathom.core.types import CoreStats, Request, SamplingParams
-from fathom.perf.simulated import PseudoModel, SimulatedExecutor
 from tests.core.naive import naive_answer
+from tests.core.simulated import PseudoModel, SimulatedExecutor
 
 MODEL = PseudoModel(vocab_size=50, eos_rate=0.02, draft_accuracy=0.8)
 EOS = 7

@@ -17,12 +17,12 @@ from fathom.engine.messages import Configure, Died, Progress, Ready, pack_error
 from fathom.engine.processes import EngineServer
 from fathom.engine.text_side import model_directory
 from fathom.errors import EngineError, FathomError
-from fathom.perf.simulated import PseudoModel, SimulatedExecutor, mix
 from fathom.spec.deepseek import parse_config
 from fathom.spec.formats import FLOAT32
 from fathom.spec.parallel import Layout
 from fathom.spec.plan import DeploymentPlan
 from fathom.weights.index import read_json
+from tests.core.simulated import PseudoModel, SimulatedExecutor, mix
 
 CAPACITY = Capacity(num_pages=256, page_size=16, max_batch_tokens=256, max_sequences=64, depth=2)
 EXIT_CODE = 0

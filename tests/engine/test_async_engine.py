@@ -25,8 +25,8 @@ from fathom.errors import (
     RequestError,
     UnavailableError,
 )
-from fathom.perf.simulated import PseudoModel
 from fathom.text.delta import Delta
+from tests.core.simulated import PseudoModel
 from tests.engine.simulated_engine import SimulatedChild, naive_tokens
 
 MODEL = PseudoModel(vocab_size=1000)

@@ -16,6 +16,7 @@ from fathom.perf.memory import total_bytes
 from fathom.perf.precision import caches, precisions
 from fathom.perf.search import layouts, search, why_lost
 from fathom.perf.shape import decode_shape
+from fathom.perf.users import MOST_USERS, most_users
 from fathom.spec.catalogue import parse_cluster
 from fathom.spec.hardware import Cluster
 from fathom.spec.known import find_model
@@ -147,6 +148,27 @@ def test_an_slo_that_is_missed_is_named() -> None:
     demand = Demand(slo=Slo(ttft_s=1e-6, tpot_s=1e-6, e2e_s=1e-6))
     found = search(V3, parse_cluster("8xH200"), demand, built_in())[0]
     assert [one.key for one in found.shortfalls] == ["ttft", "tpot", "e2e"]
+
+
+@few
+@given(CASES, st.floats(0.02, 0.2), st.floats(1.0, 3.0), st.floats(1.0, 3.0))
+def test_a_milder_limit_and_a_faster_memory_never_hold_fewer_users(
+    case: tuple[object, str, Layout], tpot_s: float, milder: float, faster: float
+) -> None:
+    """And with the number that is told, all is done that was asked, and not with one more."""
+    cluster, demand = parse_cluster(case[1]), Demand(context=4096, slo=Slo(tpot_s=tpot_s))
+    mild = replace(demand, slo=Slo(tpot_s=tpot_s * milder))
+    gpu = replace(cluster.gpu, bandwidth_bytes_s=cluster.gpu.bandwidth_bytes_s * faster)
+    fast = replace(cluster, gpu=gpu)
+    most, more, most_fast = (
+        most_users((one_of(case, asked, machine),), machine, asked, built_in())
+        for asked, machine in ((demand, cluster), (mild, cluster), (demand, fast))
+    )
+    assert most <= more
+    assert most <= most_fast * 1.01 + 1
+    for users in (most, most + 1):
+        one = one_of(case, replace(demand, users=max(1, users)), cluster)
+        assert one.does_all == (0 < users <= most) or most == MOST_USERS
 
 
 def test_a_layout_with_room_for_the_longest_sequence_comes_first() -> None:

@@ -190,7 +190,7 @@ def test_batch_has_a_place_for_every_sequence() -> None:
         ({"dtype": "half"}, ("--dtype", "half", "65504")),
         ({"dtype": "float16"}, ("--dtype", "trained in")),
         ({"dtype": "bfloat"}, ("--dtype", "nearest: bfloat16")),
-        ({"quantization": "awq"}, ("--quantization", "'awq'", "int8, int4, fp8")),
+        ({"quantization": "awq"}, ("--quantization", "'awq'", "int8, int4 or fp8")),
         ({"quantization": "int5"}, ("--quantization", "'int5'", "nearest: int")),
         ({"ops_backend": "cpu"}, ("--ops-backend", "cpu, but not looked for")),
         ({"ops_backend": "cuda"}, ("--ops-backend", "'cuda'", "auto, cpu or reference")),

@@ -4,6 +4,7 @@ read, and against what must hold for any workload."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from random import Random
 
 import msgspec
@@ -20,10 +21,10 @@ from fathom.perf.datasets import PrefixShape, RandomShape, TurnShape
 from fathom.perf.plan_shape import LinearTime
 from fathom.perf.shape import StepShape
 from fathom.perf.simulate import simulate
-from fathom.perf.simulated import SimulatedExecutor, VirtualClock
 from fathom.perf.simulation import Deployment, Simulation
 from fathom.perf.virtual import Runs, VirtualVocabulary
 from fathom.perf.workload import LoadRequest, Workload, arrive, gamma_arrivals
+from tests.core.simulated import SimulatedExecutor, VirtualClock
 
 COST = LinearTime(submit_s=0.003, step_s=0.02, token_s=0.001)
 
@@ -35,12 +36,18 @@ def deployment(
     groups: int = 1,
     max_queued: int = 10**6,
     entry_s: float = 0.0,
+    stages: int = 1,
+    drafts: int = 0,
 ) -> Deployment:
     return Deployment(
         capacity=Capacity(num_pages, 4, 32, 6, depth),
-        scheduler=SchedulerConfig(max_model_len=128, max_queued=max_queued),
+        scheduler=SchedulerConfig(
+            max_model_len=128, max_queued=max_queued, run_ahead=stages == 1, num_drafts=drafts
+        ),
         num_groups=groups,
         entry_s=entry_s,
+        num_stages=stages,
+        draft_acceptance=0.5,
     )
 
 
@@ -116,13 +123,24 @@ def test_it_is_the_real_loop_to_the_last_bit(load: Workload, depth: int, num_pag
     st.sampled_from([32, 64]),
     st.sampled_from([10**6, 3]),
     st.sampled_from([0.0, 0.05]),
+    st.sampled_from([(1, 0), (1, 2), (2, 0), (2, 1)]),
 )
 @settings(max_examples=100, deadline=None)
 def test_nothing_is_lost(
-    load: Workload, groups: int, num_pages: int, max_queued: int, entry_s: float
+    load: Workload,
+    groups: int,
+    num_pages: int,
+    max_queued: int,
+    entry_s: float,
+    staged: tuple[int, int],
 ) -> None:
     deployed = deployment(
-        groups=groups, num_pages=num_pages, max_queued=max_queued, entry_s=entry_s
+        groups=groups,
+        num_pages=num_pages,
+        max_queued=max_queued,
+        entry_s=entry_s,
+        stages=staged[0],
+        drafts=staged[1],
     )
     found = simulate(load, deployed, COST)
     records, line = found.report.records, found.timeline
@@ -130,7 +148,9 @@ def test_nothing_is_lost(
     answered = [one for one in records if one.is_complete]
     for one in answered:
         asked = load.requests[one.index]
-        assert one.output_tokens == len(one.times_s) == asked.output_len
+        assert one.output_tokens == asked.output_len
+        assert len(one.times_s) <= asked.output_len
+        assert staged[1] or len(one.times_s) == asked.output_len
         assert one.due_s <= one.sent_s <= one.times_s[0] <= one.times_s[-1] == one.end_s
         started_s = found.started_s[one.index]
         assert started_s is not None
@@ -180,6 +200,33 @@ def test_time_is_that_of_hand_arithmetic() -> None:
     one = LoadRequest(prompt=Runs(((5, 3),)), prompt_len=3, output_len=2, at_s=1.0)
     [record] = simulate(Workload(requests=(one,)), deployment(), COST).report.records
     assert record.times_s == pytest.approx((1.0 + 0.003 + 0.023, 1.0 + 0.003 + 0.023 + 0.021))
+
+
+@pytest.mark.parametrize(("chance", "num_steps"), [(1.0, 1 + 4), (0.0, 1 + 10)])
+def test_drafts_that_are_right_save_steps(chance: float, num_steps: int) -> None:
+    """An answer of 11 tokens: one of the prompt's step, then three a step where both drafts are
+    right (the last step needs no more than one), or one a step where the first is wrong."""
+    one = LoadRequest(prompt=Runs(((5, 3),)), prompt_len=3, output_len=11)
+    drafting = replace(deployment(drafts=2), draft_acceptance=chance)
+    found = simulate(Workload(requests=(one,)), drafting, COST)
+    [record] = found.report.records
+    assert (record.output_tokens, len(record.times_s)) == (11, num_steps)
+    assert len(found.timeline) == num_steps
+    assert found.stats[0].generated_tokens == 11
+
+
+def test_stages_work_on_different_sequences() -> None:
+    """Each step takes its whole time, and the next begins when the first of two stages is free:
+    2 ms of host, then 20 + 3 ms and 20 + 1 ms of device, half of them on each stage."""
+    cost = LinearTime(submit_s=0.002, step_s=0.02, token_s=0.001)
+    load = tuple(
+        LoadRequest(prompt=Runs(((9 + at, 3),)), prompt_len=3, output_len=2, at_s=at * 1e-3)
+        for at in range(2)
+    )
+    one, other = simulate(Workload(requests=load), deployment(stages=2), cost).report.records
+    assert one.times_s == pytest.approx((0.025, 0.025 + 0.002 + 0.021))
+    # Its first stage is free 11.5 ms after the other's began, and the last is not overtaken.
+    assert other.times_s[0] == pytest.approx(0.002 + 0.0115 + 0.023)
 
 
 def test_groups_step_together_and_wait_for_the_fullest() -> None:

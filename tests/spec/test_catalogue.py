@@ -151,13 +151,19 @@ def test_cpus_by_the_kernels_model_name() -> None:
     """Peaks against the published ones: 12 channels of DDR5-4800 are 460.8 GB/s, and a 36-core
     Sapphire Rapids at 2 GHz has 73.7 TFLOPS of AMX in bf16."""
     genoa = find_cpu("AMD EPYC 9654 96-Core Processor")
-    assert genoa.bandwidth_bytes_s == pytest.approx(460.8e9)
     rapids = find_cpu("Intel(R) Xeon(R) Platinum 8452Y")
+    larger = find_cpu("Intel(R) Xeon(R) Platinum 8480+")
+    assert genoa is not None
+    assert rapids is not None
+    assert larger is not None
+    assert genoa.bandwidth_bytes_s == pytest.approx(460.8e9)
     assert rapids.flops == pytest.approx(73.7e12, rel=1e-3)
     assert rapids.int8_ops == pytest.approx(147.5e12, rel=1e-3)
-    assert find_cpu("Intel(R) Xeon(R) Platinum 8480+").id == "xeon-8480"
-    with pytest.raises(ConfigError, match="--cpu"):
-        find_cpu("a calculator")
+    assert larger.id == "xeon-8480"
+    assert find_cpu("a calculator") is None
+    with pytest.raises(ConfigError, match="a GPU") as caught:
+        parse_cluster("2xepyc-9654")
+    assert "the CPU EPYC 9654" in caught.value.found
 
 
 def test_a_users_file_changes_and_adds() -> None:

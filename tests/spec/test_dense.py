@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from fathom.errors import CheckpointError, ConfigError
+from fathom.perf.memory import kv_bytes_per_token
 from fathom.spec.deepseek import parse_config
 from fathom.spec.dense import DenseSpec
 from fathom.spec.families import (
@@ -19,6 +20,7 @@ from fathom.spec.families import (
     parse_model,
     tensor_parallel_sizes,
 )
+from fathom.spec.formats import BFLOAT16, FP8_PLAIN
 from fathom.spec.known import find_model, known_names
 from fathom.spec.parallel import Layout, Shard, owned_slice
 
@@ -111,11 +113,12 @@ def test_layouts_that_cannot_be_say_those_that_can() -> None:
     assert 128 in tensor_parallel_sizes(find_model("R1").spec, 128)
 
 
-def test_cached_values() -> None:
-    """Llama-3-70B keeps 8 key heads of 128 and as many values: 2,048 values a token and layer."""
+def test_cached_bytes() -> None:
+    """Llama-3-70B keeps 8 key heads of 128 and as many values in each of 80 layers: 2,048 values of
+    a token and layer, in bf16 or in a byte."""
     llama = find_model("R1-Distill-Llama-70B").spec
-    assert isinstance(llama, DenseSpec)
-    assert llama.gqa.kv_dim == 2048
+    assert kv_bytes_per_token(llama, BFLOAT16, Layout()) == 80 * 2048 * 2
+    assert kv_bytes_per_token(llama, FP8_PLAIN, Layout(tp=8)) == 80 * 2048 // 8
 
 
 def test_awq_bytes_are_those_of_the_published_files() -> None:

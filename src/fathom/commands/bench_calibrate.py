@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fathom import __version__, log
+from fathom.commands.files import write_file
 from fathom.commands.flags import FlagParser, add_flags, from_flags
 from fathom.commands.serve import set_model
 from fathom.config import EngineConfig, environment_data_dir
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
     log.configure("warning")
     found, plan = _measure(from_flags(EngineConfig, namespace), namespace.repeats)
     if namespace.output is not None:
-        namespace.output.write_text(found.calibration.to_json(), encoding="utf-8")
+        write_file("--output", namespace.output, (found.calibration.to_json().encode(),))
         path = namespace.output
     else:
         path = keep(found.calibration, environment_data_dir())

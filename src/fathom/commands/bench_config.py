@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from fathom.config import check_setting, setting
@@ -25,153 +25,104 @@ BACKENDS = {
 class DatasetConfig:
     """What is asked of the server or engine."""
 
-    dataset_name: str = field(
-        default="random",
-        metadata=setting("Where requests come from.", "--dataset-name", wanted=", ".join(DATASETS)),
+    dataset_name: str = setting(
+        "random", "Where requests come from.", "--dataset-name", wanted=", ".join(DATASETS)
     )
-    dataset_path: str | None = field(
-        default=None,
-        metadata=setting(
-            "File of sharegpt (JSON), custom (JSON lines), burstgpt (CSV) or timed_trace (JSON "
-            "lines as Mooncake's or {arrival, input, output, prefix_ids}; Azure's CSV).",
-            "--dataset-path",
-        ),
+    dataset_path: str | None = setting(
+        None,
+        "File of sharegpt (JSON), custom (JSON lines), burstgpt (CSV) or timed_trace (JSON "
+        "lines as Mooncake's or {arrival, input, output, prefix_ids}; Azure's CSV).",
+        "--dataset-path",
     )
-    num_prompts: int = field(
-        default=1000, metadata=setting("Requests.", "--num-prompts", "--num-prompt")
+    num_prompts: int = setting(1000, "Requests.", "--num-prompts", "--num-prompt")
+    input_len: int | None = setting(
+        None,
+        "Tokens of a generated prompt: of its own part, where it shares another.",
+        "--input-len",
+        unit="tokens",
     )
-    input_len: int | None = field(
-        default=None,
-        metadata=setting(
-            "Tokens of a generated prompt: of its own part, where it shares another.",
-            "--input-len",
-            unit="tokens",
-        ),
+    output_len: int | None = setting(
+        None, "Tokens of an answer at most, for any dataset.", "--output-len", unit="tokens"
     )
-    output_len: int | None = field(
-        default=None,
-        metadata=setting(
-            "Tokens of an answer at most, for any dataset.", "--output-len", unit="tokens"
-        ),
+    random_input_len: int = setting(
+        1024, "Tokens of a random prompt.", "--random-input-len", "--random-input", unit="tokens"
     )
-    random_input_len: int = field(
-        default=1024,
-        metadata=setting(
-            "Tokens of a random prompt.", "--random-input-len", "--random-input", unit="tokens"
-        ),
+    random_output_len: int = setting(
+        128, "Tokens of an answer to one.", "--random-output-len", "--random-output", unit="tokens"
     )
-    random_output_len: int = field(
-        default=128,
-        metadata=setting(
-            "Tokens of an answer to one.", "--random-output-len", "--random-output", unit="tokens"
-        ),
+    random_range_ratio: float = setting(
+        0.0,
+        "Draws both lengths evenly from len * [1 - r, 1 + r].",
+        "--random-range-ratio",
+        wanted="a number in [0, 1)",
     )
-    random_range_ratio: float = field(
-        default=0.0,
-        metadata=setting(
-            "Draws both lengths evenly from len * [1 - r, 1 + r].",
-            "--random-range-ratio",
-            wanted="a number in [0, 1)",
-        ),
+    random_prefix_len: int = setting(
+        0,
+        "Tokens that open every random prompt, before its own.",
+        "--random-prefix-len",
+        "--prefix-len",
+        unit="tokens",
     )
-    random_prefix_len: int = field(
-        default=0,
-        metadata=setting(
-            "Tokens that open every random prompt, before its own.",
-            "--random-prefix-len",
-            "--prefix-len",
-            unit="tokens",
-        ),
+    prefix_repetition_prefix_len: int = setting(
+        256,
+        "Tokens of a shared prefix.",
+        "--prefix-repetition-prefix-len",
+        "--gsp-system-prompt-len",
+        unit="tokens",
     )
-    prefix_repetition_prefix_len: int = field(
-        default=256,
-        metadata=setting(
-            "Tokens of a shared prefix.",
-            "--prefix-repetition-prefix-len",
-            "--gsp-system-prompt-len",
-            unit="tokens",
-        ),
+    prefix_repetition_suffix_len: int = setting(
+        256,
+        "Tokens after it.",
+        "--prefix-repetition-suffix-len",
+        "--gsp-question-len",
+        unit="tokens",
     )
-    prefix_repetition_suffix_len: int = field(
-        default=256,
-        metadata=setting(
-            "Tokens after it.",
-            "--prefix-repetition-suffix-len",
-            "--gsp-question-len",
-            unit="tokens",
-        ),
+    prefix_repetition_num_prefixes: int = setting(
+        10, "Different prefixes.", "--prefix-repetition-num-prefixes", "--gsp-num-groups"
     )
-    prefix_repetition_num_prefixes: int = field(
-        default=10,
-        metadata=setting(
-            "Different prefixes.", "--prefix-repetition-num-prefixes", "--gsp-num-groups"
-        ),
+    prefix_repetition_output_len: int = setting(
+        128,
+        "Tokens of an answer.",
+        "--prefix-repetition-output-len",
+        "--gsp-output-len",
+        unit="tokens",
     )
-    prefix_repetition_output_len: int = field(
-        default=128,
-        metadata=setting(
-            "Tokens of an answer.",
-            "--prefix-repetition-output-len",
-            "--gsp-output-len",
-            unit="tokens",
-        ),
+    multi_turn_num_turns: int = setting(4, "Turns of a conversation.", "--multi-turn-num-turns")
+    multi_turn_input_len: int = setting(
+        128, "New tokens in a turn.", "--multi-turn-input-len", unit="tokens"
     )
-    multi_turn_num_turns: int = field(
-        default=4, metadata=setting("Turns of a conversation.", "--multi-turn-num-turns")
+    multi_turn_output_len: int = setting(
+        128, "Tokens of an answer.", "--multi-turn-output-len", unit="tokens"
     )
-    multi_turn_input_len: int = field(
-        default=128,
-        metadata=setting("New tokens in a turn.", "--multi-turn-input-len", unit="tokens"),
+    multi_turn_think_time: float = setting(
+        1.0, "Time between an answer and the next turn.", "--multi-turn-think-time", unit="seconds"
     )
-    multi_turn_output_len: int = field(
-        default=128,
-        metadata=setting("Tokens of an answer.", "--multi-turn-output-len", unit="tokens"),
+    sharegpt_output_len: int | None = setting(
+        None,
+        "Tokens of an answer; as in the file where not given.",
+        "--sharegpt-output-len",
+        unit="tokens",
     )
-    multi_turn_think_time: float = field(
-        default=1.0,
-        metadata=setting(
-            "Time between an answer and the next turn.", "--multi-turn-think-time", unit="seconds"
-        ),
+    custom_output_len: int | None = setting(
+        256,
+        "Tokens of an answer; -1 takes each line's output_tokens.",
+        "--custom-output-len",
+        unit="tokens",
     )
-    sharegpt_output_len: int | None = field(
-        default=None,
-        metadata=setting(
-            "Tokens of an answer; as in the file where not given.",
-            "--sharegpt-output-len",
-            unit="tokens",
-        ),
+    timed_trace_sec_multiplier: float = setting(
+        0.001,
+        "Seconds that one of a trace's timestamps counts; more is slower.",
+        "--timed-trace-sec-multiplier",
+        unit="seconds",
     )
-    custom_output_len: int | None = field(
-        default=256,
-        metadata=setting(
-            "Tokens of an answer; -1 takes each line's output_tokens.",
-            "--custom-output-len",
-            unit="tokens",
-        ),
+    timed_trace_chunk_hash_size: int = setting(
+        512,
+        "Tokens that one of its hash_ids stands for.",
+        "--timed-trace-chunk-hash-size",
+        unit="tokens",
     )
-    timed_trace_sec_multiplier: float = field(
-        default=0.001,
-        metadata=setting(
-            "Seconds that one of a trace's timestamps counts; more is slower.",
-            "--timed-trace-sec-multiplier",
-            unit="seconds",
-        ),
-    )
-    timed_trace_chunk_hash_size: int = field(
-        default=512,
-        metadata=setting(
-            "Tokens that one of its hash_ids stands for.",
-            "--timed-trace-chunk-hash-size",
-            unit="tokens",
-        ),
-    )
-    shuffle: bool = field(
-        default=True, metadata=setting("Shuffle the requests of a file by the seed.", "--shuffle")
-    )
-    oversample: bool = field(
-        default=True,
-        metadata=setting("Repeat requests of a file that has too few.", "--oversample"),
-    )
+    shuffle: bool = setting(True, "Shuffle the requests of a file by the seed.", "--shuffle")
+    oversample: bool = setting(True, "Repeat requests of a file that has too few.", "--oversample")
 
     def __post_init__(self) -> None:
         check = partial(check_setting, DatasetConfig)

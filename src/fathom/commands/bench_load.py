@@ -15,6 +15,7 @@ import msgspec
 from fathom.commands.bench_config import FROM_A_FILE, DatasetConfig
 from fathom.commands.bench_tokens import Tokens
 from fathom.commands.bench_traffic import TrafficConfig
+from fathom.commands.files import read_text
 from fathom.errors import ConfigError
 from fathom.perf import datasets
 from fathom.perf.datasets import PrefixShape, RandomShape, TurnShape
@@ -92,10 +93,7 @@ def _from_file(
 ) -> list[LoadRequest]:
     assert asked.dataset_path is not None
     path = Path(asked.dataset_path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--dataset-path {path}", found=str(error)) from error
+    text = read_text("--dataset-path", path)
     name, answer_len = asked.dataset_name, asked.output_len
     if name == "sharegpt":
         rows = _array(text, path)

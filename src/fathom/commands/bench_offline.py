@@ -6,8 +6,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, fields
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,12 @@ import msgspec
 from fathom import log
 from fathom.commands.bench_config import DatasetConfig, check_given
 from fathom.commands.bench_facts import machine_facts
-from fathom.commands.bench_foreign import OFFLINE_FOREIGN
 from fathom.commands.bench_load import make_requests
 from fathom.commands.bench_tokens import LocalTokens
+from fathom.commands.files import write_file
 from fathom.commands.flags import FlagParser, add_flags, from_flags
 from fathom.commands.foreign import translate
-from fathom.commands.foreign_flags import FOREIGN
+from fathom.commands.foreign_flags import foreign_flags
 from fathom.config import EngineConfig, check_setting, setting
 from fathom.errors import ConfigError
 from fathom.perf.datasets import RandomShape, random_requests
@@ -48,13 +47,9 @@ Answers one batch of random prompts again and again and prints how long it takes
 class LatencyConfig:
     """One batch. Answers go on to their full length."""
 
-    batch_size: int = field(default=8, metadata=setting("Prompts.", "--batch-size"))
-    input_len: int = field(
-        default=32, metadata=setting("Tokens of a prompt.", "--input-len", unit="tokens")
-    )
-    output_len: int = field(
-        default=128, metadata=setting("Tokens of an answer.", "--output-len", unit="tokens")
-    )
+    batch_size: int = setting(8, "Prompts.", "--batch-size")
+    input_len: int = setting(32, "Tokens of a prompt.", "--input-len", unit="tokens")
+    output_len: int = setting(128, "Tokens of an answer.", "--output-len", unit="tokens")
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "input_len", "output_len"):
@@ -66,21 +61,16 @@ class LatencyConfig:
 class RunConfig:
     """How often, and where the results go."""
 
-    n: int = field(default=1, metadata=setting("Answers to each prompt.", "--n"))
-    num_iters_warmup: int | None = field(
-        default=None,
-        metadata=setting(
-            "Runs before that are not counted: 10 for latency, 1 for throughput.",
-            "--num-iters-warmup",
-        ),
+    n: int = setting(1, "Answers to each prompt.", "--n")
+    num_iters_warmup: int | None = setting(
+        None,
+        "Runs before that are not counted: 10 for latency, 1 for throughput.",
+        "--num-iters-warmup",
     )
-    num_iters: int | None = field(
-        default=None,
-        metadata=setting("Runs that are: 30 for latency, 3 for throughput.", "--num-iters"),
+    num_iters: int | None = setting(
+        None, "Runs that are: 30 for latency, 3 for throughput.", "--num-iters"
     )
-    output_json: str | None = field(
-        default=None, metadata=setting("File for the results.", "--output-json")
-    )
+    output_json: str | None = setting(None, "File for the results.", "--output-json")
 
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("num_iters_warmup", 0), ("num_iters", 1)):
@@ -151,9 +141,10 @@ def latency(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str], name: str, doc: str, load: type[Any]) -> Namespace:
     """What was asked; foreign flags of the benchmark and of the engine are told on stderr."""
-    own, notes = translate(arguments, OFFLINE_FOREIGN)
-    known = {one for entry in OFFLINE_FOREIGN for one in entry.names}
-    engine_foreign = [entry for entry in FOREIGN if not known & set(entry.names)]
+    foreign = foreign_flags("bench_offline")
+    own, notes = translate(arguments, foreign)
+    known = {one for entry in foreign for one in entry.names}
+    engine_foreign = [entry for entry in foreign_flags("serve") if not known & set(entry.names)]
     taken = {flag for config in (load, RunConfig) for one in fields(config)
              for flag in one.metadata["flags"]}  # fmt: skip
     engine_foreign = [entry for entry in engine_foreign if not taken & set(entry.names)]
@@ -260,8 +251,5 @@ def _save(told: dict[str, Any], path: str | None) -> None:
     if path is None:
         return
     raw = msgspec.json.format(msgspec.json.encode(told), indent=1)
-    try:
-        Path(path).write_bytes(raw + b"\n")
-    except OSError as error:
-        raise ConfigError(f"--output-json {path}", found=str(error)) from error
+    write_file("--output-json", path, (raw, b"\n"))
     print(f"written: {path}")

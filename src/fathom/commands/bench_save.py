@@ -12,6 +12,7 @@ import msgspec
 from fathom.commands.bench_config import DatasetConfig
 from fathom.commands.bench_target import ResultConfig, TargetConfig
 from fathom.commands.bench_traffic import TrafficConfig
+from fathom.commands.files import write_file
 from fathom.errors import ConfigError
 from fathom.perf.report import METRICS, PER_REQUEST
 from fathom.perf.result import Wanted
@@ -83,13 +84,10 @@ def save(
     raw = msgspec.json.encode(header | told)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if results.append_result:
-            with path.open("ab") as file:
-                file.write(raw + b"\n")
-        else:
-            path.write_bytes(msgspec.json.format(raw, indent=1) + b"\n")
     except OSError as error:
-        raise ConfigError(f"--result-filename {path}", found=str(error)) from error
+        raise ConfigError(f"--result-dir {path.parent}", found=str(error)) from error
+    line = raw if results.append_result else msgspec.json.format(raw, indent=1)
+    write_file("--result-filename", path, (line, b"\n"), appends=results.append_result)
     return path
 
 

@@ -14,7 +14,6 @@ from fathom.commands.bench_ask import asking_of, client_headers, dialect_of, ori
 from fathom.commands.bench_config import DatasetConfig, check_given
 from fathom.commands.bench_drafts import draft_counters, draft_results
 from fathom.commands.bench_facts import machine_facts
-from fathom.commands.bench_foreign import SERVE_FOREIGN
 from fathom.commands.bench_load import make_requests, make_workload, warmup_requests
 from fathom.commands.bench_ready import served_name, until_it_answers
 from fathom.commands.bench_save import save, wanted_of
@@ -24,6 +23,7 @@ from fathom.commands.bench_traffic import TrafficConfig
 from fathom.commands.client import Client
 from fathom.commands.flags import FlagParser, add_flags, from_flags
 from fathom.commands.foreign import translate
+from fathom.commands.foreign_flags import foreign_flags
 from fathom.config import environment_api_key
 from fathom.engine.progress import ProgressBar
 from fathom.errors import UnavailableError
@@ -69,9 +69,10 @@ GROUPS: tuple[tuple[str, type[Any]], ...] = (
 
 def parse(arguments: list[str]) -> tuple[BenchServe, list[str]]:
     """What was asked, and notes on foreign flags. Raises: ConfigError."""
-    own, notes = translate(arguments, SERVE_FOREIGN)
+    foreign = foreign_flags("bench_serve")
+    own, notes = translate(arguments, foreign)
     parser = FlagParser("bench serve", _DOC)
-    parser.know(name for entry in SERVE_FOREIGN for name in entry.names)
+    parser.know(name for entry in foreign for name in entry.names)
     for title, config in GROUPS:
         add_flags(parser, config, title)
     parser.add_argument("--seed", type=int, default=0, help="of prompts and arrivals. Default: 0.")

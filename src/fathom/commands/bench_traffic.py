@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from fathom.config import check_setting, setting
@@ -13,81 +13,57 @@ from fathom.config import check_setting, setting
 class TrafficConfig:
     """When requests come, and how they are put."""
 
-    request_rate: float = field(
-        default=math.inf,
-        metadata=setting(
-            "Requests a second; inf sends all at once, or as --max-concurrency lets them.",
-            "--request-rate",
-        ),
+    request_rate: float = setting(
+        math.inf,
+        "Requests a second; inf sends all at once, or as --max-concurrency lets them.",
+        "--request-rate",
     )
-    burstiness: float = field(
-        default=1.0,
-        metadata=setting(
-            "Shape of the gamma distributed gaps: 1 is Poisson, less is burstier, inf a beat.",
-            "--burstiness",
-        ),
+    burstiness: float = setting(
+        1.0,
+        "Shape of the gamma distributed gaps: 1 is Poisson, less is burstier, inf a beat.",
+        "--burstiness",
     )
-    burst_size: int = field(
-        default=1, metadata=setting("Requests that come at once, at the same rate.", "--burst-size")
+    burst_size: int = setting(1, "Requests that come at once, at the same rate.", "--burst-size")
+    max_concurrency: int | None = setting(
+        None,
+        "Most requests at once. With a rate, those that wait are late by the schedule; "
+        "without, this is a closed loop.",
+        "--max-concurrency",
     )
-    max_concurrency: int | None = field(
-        default=None,
-        metadata=setting(
-            "Most requests at once. With a rate, those that wait are late by the schedule; "
-            "without, this is a closed loop.",
-            "--max-concurrency",
-        ),
+    think_time: float = setting(
+        0.0,
+        "Each of --max-concurrency users waits this long between an answer and the next request.",
+        "--think-time",
+        unit="seconds",
     )
-    think_time: float = field(
-        default=0.0,
-        metadata=setting(
-            "Each of --max-concurrency users waits this long between an answer and the next "
-            "request.",
-            "--think-time",
-            unit="seconds",
-        ),
+    ramp_up_strategy: str | None = setting(
+        None,
+        "How the rate grows, instead of --request-rate.",
+        "--ramp-up-strategy",
+        wanted="linear or exponential",
     )
-    ramp_up_strategy: str | None = field(
-        default=None,
-        metadata=setting(
-            "How the rate grows, instead of --request-rate.",
-            "--ramp-up-strategy",
-            wanted="linear or exponential",
-        ),
+    ramp_up_start_rps: float | None = setting(None, "Rate at the start.", "--ramp-up-start-rps")
+    ramp_up_end_rps: float | None = setting(None, "Rate at the end.", "--ramp-up-end-rps")
+    self_timed: bool = setting(
+        True, "Take arrivals from a timed_trace, not from a rate.", "--self-timed"
     )
-    ramp_up_start_rps: float | None = field(
-        default=None, metadata=setting("Rate at the start.", "--ramp-up-start-rps")
+    num_warmups: int = setting(
+        0,
+        "Requests of the same kind that are sent before and not counted.",
+        "--num-warmups",
+        "--warmup-requests",
     )
-    ramp_up_end_rps: float | None = field(
-        default=None, metadata=setting("Rate at the end.", "--ramp-up-end-rps")
+    ready_check_timeout_sec: float = setting(
+        0.0,
+        "Wait this long for the server to answer a request; 0 does not ask.",
+        "--ready-check-timeout-sec",
+        unit="seconds",
     )
-    self_timed: bool = field(
-        default=True,
-        metadata=setting("Take arrivals from a timed_trace, not from a rate.", "--self-timed"),
-    )
-    num_warmups: int = field(
-        default=0,
-        metadata=setting(
-            "Requests of the same kind that are sent before and not counted.",
-            "--num-warmups",
-            "--warmup-requests",
-        ),
-    )
-    ready_check_timeout_sec: float = field(
-        default=0.0,
-        metadata=setting(
-            "Wait this long for the server to answer a request; 0 does not ask.",
-            "--ready-check-timeout-sec",
-            unit="seconds",
-        ),
-    )
-    request_timeout: float = field(
-        default=600.0,
-        metadata=setting(
-            "A request that takes longer from its sending has failed.",
-            "--request-timeout",
-            unit="seconds",
-        ),
+    request_timeout: float = setting(
+        600.0,
+        "A request that takes longer from its sending has failed.",
+        "--request-timeout",
+        unit="seconds",
     )
 
     def __post_init__(self) -> None:

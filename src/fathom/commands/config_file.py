@@ -8,9 +8,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, fields
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, get_type_hints
 
+from fathom.commands.files import read_text
 from fathom.commands.flags import converter
 from fathom.errors import ConfigError
 
@@ -53,8 +53,8 @@ def write_toml(tables: Mapping[str, Mapping[str, object]], comments: list[str]) 
 
 def _read(path: str, tables: Mapping[str, type[Any]]) -> dict[str, Any]:
     try:
-        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        document = tomllib.loads(read_text("--config", path, "a TOML file"))
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"--config {path}", found=str(error), wanted="a TOML file") from error
     for name, table in document.items():
         if name not in tables or not isinstance(table, dict):

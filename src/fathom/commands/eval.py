@@ -10,6 +10,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from fathom import log
+from fathom.commands.files import write_file
 from fathom.commands.flags import FlagParser, add_flags, from_flags
 from fathom.commands.serve import set_model
 from fathom.config import EngineConfig
@@ -117,7 +118,7 @@ def _tell(rows: Sequence[FormatQuality], namespace: Namespace, is_ours: bool) ->
     over = {row.format: why for row in rows if (why := excess(row.format, row.divergence))}
     told = json.dumps({"formats": [asdict(row) for row in rows]}, indent=1) + "\n"
     if namespace.output is not None:
-        namespace.output.write_text(told, encoding="utf-8")
+        write_file("--output", namespace.output, (told.encode(),))
     print(told if namespace.json else "\n".join(table(rows)), end="" if namespace.json else "\n")
     if is_ours:
         for name, why in over.items():

@@ -1,6 +1,6 @@
 """Flags of vLLM and SGLang that are no flags of fathom: accepted with a note, or explained.
 
-`fathom.commands.foreign_flags` has the table; this module applies it to a command line.
+`fathom.commands.foreign_flags` has the tables; this module applies one to a command line.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Foreign:
 
     names: tuple[str, ...]
     verdict: Verdict
-    why: str
+    why: str = ""
     fix: str = ""
     num_values: int = 1
     harmless: tuple[str, ...] = ()

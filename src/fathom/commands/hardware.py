@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from fathom.commands.files import read_text
 from fathom.config import environment_data_dir, environment_hardware_file
-from fathom.errors import ConfigError
 from fathom.perf.calibration import Calibration, built_in, kept, parse_calibration
 from fathom.spec.catalogue import Catalogue, builtin_catalogue
 from fathom.spec.hardware import Cluster
@@ -20,11 +18,7 @@ def read_catalogue(flag: str | None = None) -> Catalogue:
     path = flag or environment_hardware_file()
     if path is None:
         return builtin_catalogue()
-    name = "--hardware" if flag else "FATHOM_HARDWARE"
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name} {path}", found=str(error), wanted="a TOML file") from error
+    text = read_text("--hardware" if flag else "FATHOM_HARDWARE", path, "a TOML file")
     return builtin_catalogue().changed(text, path)
 
 
@@ -34,8 +28,4 @@ def read_calibration(path: str | None, cluster: Cluster) -> Calibration:
     if path is None:
         here = [one for one in kept(environment_data_dir()) if one.machine == cluster.gpu.id]
         return max(here, key=lambda one: one.date, default=built_in())
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--calibration {path}", found=str(error)) from error
-    return parse_calibration(text, path)
+    return parse_calibration(read_text("--calibration", path), path)

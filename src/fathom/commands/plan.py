@@ -4,26 +4,32 @@ torch nor a network nor a GPU is needed."""
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fathom.commands.files import read_text
 from fathom.commands.hardware import read_calibration, read_catalogue
 from fathom.commands.plan_flags import Asked, cost_asked, parse
-from fathom.errors import CapacityError, ConfigError
-from fathom.perf.advise import Option, Verdict, against, busiest, changes, machines, verdict
+from fathom.errors import CapacityError
+from fathom.perf.advise import Option, Verdict, against, changes, machines, verdict
 from fathom.perf.calibration import built_in
-from fathom.perf.candidate import Candidate, Reason
+from fathom.perf.candidate import Candidate, Reason, Slo
 from fathom.perf.price import CostAsked, Costs, Flow, Prices, built_in_prices, costs, priced
 from fathom.perf.search import search
+from fathom.perf.users import busiest, most_users
 from fathom.spec.catalogue import Catalogue, parse_cluster
 from fathom.spec.hardware import Cluster
 from fathom.spec.known import KnownModel
 from fathom.weights.describe import describe_model
 
+# Those that a table shows.
+MOST_MACHINES = 12
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """All that is said of one machine."""
+    """All that is said of one machine. `most_users`: with how many at a time it does all that was
+    asked; None where neither times nor users were."""
 
     asked: Asked
     model: KnownModel
@@ -32,6 +38,7 @@ class Answer:
     candidates: tuple[Candidate, ...]
     changes: tuple[Reason, ...]
     costs: Costs | None
+    most_users: int | None
     busiest: tuple[Candidate, Costs] | None
     against: tuple[Reason, ...] | None
 
@@ -84,20 +91,28 @@ def plan(asked: Asked) -> Answer | Machines:
     money = priced(cost_asked(asked, prices), prices, model.name)
     if asked.gpu is None:
         currency = money.currency
-        found = machines(model.spec, asked.demand, catalogue, built_in(), prices, currency)
+        most = None if asked.as_json else MOST_MACHINES
+        found = machines(
+            model.spec, asked.demand, catalogue, built_in(), prices, currency, most=most
+        )
         return Machines(asked=asked, model=model, options=found, currency=currency)
     cluster = _cluster(asked, catalogue)
     calibration = read_calibration(asked.calibration, cluster)
     candidates = search(model.spec, cluster, asked.demand, calibration)
-    said = verdict(candidates)
+    said, demand = verdict(candidates), asked.demand
+    claim, best, most = asked.claim, candidates[0], None
+    if best.fits and (demand.slo != Slo() or demand.users):
+        # Where the context that was asked has no room, in the longest that has.
+        shorter = replace(demand, context=best.context) if best.is_short else demand
+        most = most_users(candidates, cluster, shorter, calibration)
     better: tuple[Reason, ...] = ()
-    if said != "yes" and asked.claim is None:
+    if said != "yes" and claim is None:
+        users = most or 0
         better = tuple(
-            changes(model.spec, cluster, asked.demand, candidates, catalogue, calibration)
+            changes(model.spec, cluster, demand, candidates, catalogue, calibration, users=users)
         )
-    claim, best = asked.claim, candidates[0]
     spent = _costs(asked, cluster, best, prices, money)
-    busy = busiest(model.spec, cluster, asked.demand, best, calibration) if best.fits else None
+    busy = busiest(best, cluster, demand, calibration) if best.fits else None
     full = None if busy is None else _costs(asked, cluster, busy, prices, money)
     return Answer(
         asked=asked,
@@ -107,6 +122,7 @@ def plan(asked: Asked) -> Answer | Machines:
         candidates=candidates,
         changes=better,
         costs=spent,
+        most_users=most,
         busiest=None if busy is None or full is None else (busy, full),
         against=None
         if claim is None
@@ -118,11 +134,7 @@ def _prices(asked: Asked) -> Prices:
     prices = built_in_prices()
     if asked.prices is None:
         return prices
-    try:
-        text = Path(asked.prices).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prices {asked.prices}", found=str(error), wanted="TOML") from error
-    return prices.changed(text, asked.prices)
+    return prices.changed(read_text("--prices", asked.prices, "TOML"), asked.prices)
 
 
 def _cluster(asked: Asked, catalogue: Catalogue) -> Cluster:

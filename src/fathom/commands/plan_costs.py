@@ -12,8 +12,6 @@ from fathom.perf.candidate import format_seconds
 from fathom.perf.price import Costs
 from fathom.units import format_count
 
-_MOST_MACHINES = 12
-
 
 def costs_told(answer: Answer, found: Costs) -> Iterator[str]:
     """The lines on costs and energy."""
@@ -108,7 +106,7 @@ def machines_told(answer: Machines) -> Iterator[str]:
         return
     yield words("verdict.machines", model=answer.model.name)
     rows = []
-    for one in answer.options[:_MOST_MACHINES]:
+    for one in answer.options:
         found, hour = one.best.steady, one.hour
         assert found is not None
         price = words("text.option_unknown")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fathom.commands.config_file import write_toml
+from fathom.commands.files import write_file
 from fathom.commands.plan import Answer
 from fathom.commands.plan_text import layout_text, machine
-from fathom.errors import ConfigError
 from fathom.perf.candidate import Candidate
 from fathom.spec.formats import BFLOAT16
 from fathom.spec.hardware import Cluster
@@ -48,10 +48,8 @@ def emit(answer: Answer, path: Path) -> list[str]:
         layout_text(runs[0], words),
         *notes,
     ]
-    try:
-        path.write_text(write_toml({"engine": settings(answer, runs[0])}, comments), "utf-8")
-    except OSError as error:
-        raise ConfigError(f"--emit {path}", found=str(error), wanted="a file") from error
+    text = write_toml({"engine": settings(answer, runs[0])}, comments)
+    write_file("--emit", path, (text.encode(),))
     return [*notes, words("text.emitted", path=path)]
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from fathom.commands.messages import table
 from fathom.commands.plan import Answer
-from fathom.perf.candidate import format_seconds
-from fathom.perf.shape import decode_shape, prefill_shape
+from fathom.perf.candidate import Candidate, format_seconds
+from fathom.perf.shape import prefill_shape
 from fathom.units import format_bytes
 
 
@@ -36,12 +36,13 @@ def _sums(answer: Answer) -> Iterator[str]:
     if found is None or money is None:
         return
     step, tpot = format_seconds(found.step_s), format_seconds(found.tpot_s)
-    rate = f"{found.requests_per_s:.4g}"
+    rate, ttft = f"{found.requests_per_s:.4g}", format_seconds(found.ttft_s)
+    yield words("explain.ttft", ttft=ttft, **_first_token(best))
     yield words("explain.tpot", step=step, share=f"{found.prefill_share:.0%}", tpot=tpot)
     yield words(
         "explain.rate",
         users=best.users,
-        ttft=format_seconds(found.ttft_s),
+        ttft=ttft,
         tokens=demand.output_len - 1,
         tpot=tpot,
         rate=rate,
@@ -75,16 +76,26 @@ def _sums(answer: Answer) -> Iterator[str]:
     )
 
 
+def _first_token(best: Candidate) -> dict[str, str]:
+    """The parts of the time to a first token."""
+    assert best.model is not None
+    assert best.steady is not None
+    found, entry_s = best.steady, best.model.calibration.first_token_s
+    queue_s = found.ttft_s - entry_s - found.prompt_s - found.shared_s - found.ahead_s
+    parts = (entry_s, queue_s, found.prompt_s, found.shared_s, found.ahead_s)
+    names = ("entry", "queue", "prompt", "shared", "ahead")
+    return dict(zip(names, map(format_seconds, parts), strict=True))
+
+
 def _steps(answer: Answer) -> Iterator[str]:
     words, best, demand = answer.asked.words, answer.best, answer.asked.demand
     if best.model is None or best.steady is None:
         return
-    batch = max(1, round(best.steady.batch))
-    held = round(batch * (demand.input_len + demand.output_len / 2))
+    step = best.decode_step(demand)
     prompt = prefill_shape([(demand.input_len, demand.input_len)], num_sampled=1)
     sources: dict[str, None] = {}
     for name, count, shape in (
-        ("decode", batch, decode_shape(batch, held)),
+        ("decode", step.num_sequences, step),
         ("prompt", demand.input_len, prompt),
     ):
         total = format_seconds(best.model.device_s(shape))

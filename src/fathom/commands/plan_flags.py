@@ -23,6 +23,7 @@ anything is bought or downloaded. Without --gpu: the cheapest machines that do w
 _COUNT_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 _LARGEST = 1e15
 _NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:e(\d{1,2}))?\s*([a-zµ%]*)", re.IGNORECASE)
+_CLAIM = "qps=127,isl=512,osl=100,mean=68ms"
 _SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0}
 
 
@@ -118,18 +119,18 @@ def _parser() -> FlagParser:
     add("--isl", type=_whole("--isl"), default=2000, help="Tokens of a prompt. Default: 2000.")
     add("--osl", type=_whole("--osl"), default=500, help="Tokens of an answer. Default: 500.")
     add("--cached", type=_whole("--cached", 0), default=0, help="Tokens of a prompt in the cache.")
-    add("--slo", default="", help="At most, in means: ttft=2s,tpot=50ms,e2e=20s.")
+    add("--slo", help="At most, in means: ttft=2s,tpot=50ms,e2e=20s.")
     add("--weights", choices=WEIGHTS, help="Format of the weights. Default: as published.")
     add("--kv", choices=CACHES, help="Format of the KV cache.")
-    add("--layout", default="", help="Only this one: tp=4,dp=2,ep=8,pp=1.")
+    add("--layout", help="Only this one: tp=4,dp=2,ep=8,pp=1.")
     add("--gpu-memory-utilization", type=_share, default=DEVICE_SHARE,
         help=f"Share of the memory that may be used. Default: {DEVICE_SHARE}.")  # fmt: skip
-    add("--cost", default="", help="hour=2.5 (one GPU), api=NAME or hit/miss/output, tokens=15g "
+    add("--cost", help="hour=2.5 (one GPU), api=NAME or hit/miss/output, tokens=15g "
         "(a month), utilization=60%%, kwh=0.1, pue=1.3, currency=CNY.")  # fmt: skip
     add("--prices", help="TOML file with prices of your own.")
     add("--hardware", help="TOML file with hardware of your own.")
     add("--calibration", help="Measured times of kernels. Default: as for simulate.")
-    add("--claim", default="", help="Check it: qps=127,isl=512,osl=100,mean=68ms.")
+    add("--claim", help=f"Check it: {_CLAIM}.")
     add("--explain", action="store_true", help="Show each formula with its numbers.")
     add("--json", action="store_true", help="Print JSON (schema fathom-plan/1).")
     add("--emit", metavar="FILE", help="Write a fathom.toml for fathom serve --config.")
@@ -166,9 +167,15 @@ class _Parts:
 
     words: Words
 
-    def pairs(self, flag: str, text: str, known: tuple[str, ...]) -> dict[str, str]:
+    def pairs(self, flag: str, text: str | None, known: tuple[str, ...]) -> dict[str, str]:
         found: dict[str, str] = {}
-        for item in filter(None, (one.strip() for one in text.split(","))):
+        if text is None:
+            return found
+        items = [one.strip() for one in text.split(",") if one.strip()]
+        if not items:
+            wanted = ", ".join(f"{one}=..." for one in known)
+            raise self.words.error("empty", flag=flag, found=repr(text), wanted=wanted)
+        for item in items:
             key, equals, value = (part.strip() for part in item.partition("="))
             if key not in known or not equals or not value:
                 near = get_close_matches(key, known, 1)
@@ -191,30 +198,38 @@ class _Parts:
         wanted = "2s, 50ms"
         return self.number(flag, key, pairs[key], _SECONDS, wanted) if key in pairs else None
 
-    def slo(self, text: str) -> Slo:
+    def count(self, flag: str, pairs: dict[str, str], key: str) -> int | None:
+        if key not in pairs:
+            return None
+        value = self.number(flag, key, pairs[key], _COUNT_UNITS, "512, 2k")
+        if value < 1:
+            raise self.words.error("number", flag=flag, key=key, found=pairs[key], wanted="1, 512")
+        return round(value)
+
+    def slo(self, text: str | None) -> Slo:
         pairs = self.pairs("--slo", text, ("ttft", "tpot", "e2e"))
         ttft, tpot, e2e = (self.seconds("--slo", pairs, key) for key in ("ttft", "tpot", "e2e"))
         if e2e is not None and ttft is not None and e2e < ttft:
             raise self.words.error("slo_order", found=f"ttft={pairs['ttft']}, e2e={pairs['e2e']}")
         return Slo(ttft_s=ttft, tpot_s=tpot, e2e_s=e2e)
 
-    def layout(self, text: str) -> Layout | None:
+    def layout(self, text: str | None) -> Layout | None:
         pairs = self.pairs("--layout", text, ("tp", "dp", "ep", "pp"))
         whole = {key: parse_count(value, f"--layout {key}") for key, value in pairs.items()}
         return Layout(**whole) if whole else None
 
-    def claim(self, text: str) -> Claim | None:
+    def claim(self, text: str | None) -> Claim | None:
         flag = "--claim"
         pairs = self.pairs(flag, text, ("qps", "isl", "osl", "mean"))
         if not pairs:
             return None
-        mean = self.seconds(flag, pairs, "mean")
-        if mean is None or "isl" not in pairs:
-            raise self.words.error("number", flag=flag, key="", found=text, wanted="isl=..,mean=..")
+        mean, isl = self.seconds(flag, pairs, "mean"), self.count(flag, pairs, "isl")
+        if mean is None or isl is None:
+            key = "mean" if mean is None else "isl"
+            raise self.words.error("claim_lacks", key=key, found=text or "", wanted=_CLAIM)
         qps = self.number(flag, "qps", pairs["qps"], {"": 1.0}, "127") if "qps" in pairs else None
-        osl = parse_count(pairs["osl"], "--claim osl") if "osl" in pairs else None
-        isl = parse_count(pairs["isl"], "--claim isl")
-        return Claim(per_s=qps, input_len=max(1, isl), output_len=osl, mean_s=mean)
+        osl = self.count(flag, pairs, "osl")
+        return Claim(per_s=qps, input_len=isl, output_len=osl, mean_s=mean)
 
 
 def cost_asked(asked: Asked, prices: Prices) -> CostAsked:

@@ -14,7 +14,6 @@ from fathom.perf.candidate import Candidate, Reason
 from fathom.perf.held_weights import stored_bytes
 from fathom.perf.memory import kv_bytes_per_token
 from fathom.perf.search import why_lost
-from fathom.perf.shape import decode_shape
 from fathom.spec.formats import BFLOAT16
 from fathom.spec.known import KnownModel
 from fathom.spec.parallel import Layout
@@ -59,6 +58,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
         "candidates": rows,
         "changes": [_reason(one) for one in answer.changes],
         "costs": answer.costs and asdict(answer.costs),
+        "most_users": answer.most_users,
         "busiest": answer.busiest
         and {**_candidate(answer.busiest[0]), "costs": asdict(answer.busiest[1])},
     }
@@ -72,10 +72,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
             "throughput": best.model.interval("throughput"),
         }
         if answer.asked.explain:
-            batch = max(1, round(best.steady.batch))
-            demand = answer.asked.demand
-            held = round(batch * (demand.input_len + demand.output_len / 2))
-            step = best.model.explain(decode_shape(batch, held))
+            step = best.model.explain(best.decode_step(answer.asked.demand))
             shown["step"] = [asdict(one) for one in step]
     return shown
 
@@ -102,6 +99,8 @@ def _candidate(one: Candidate) -> dict[str, Any]:
         "batch_tokens": one.working.max_batch_tokens,
         "fits": one.fits,
         "over_bytes": one.over_bytes,
+        "needed_bytes": one.needed_bytes,
+        "needed_kv_bytes": one.needed_kv_bytes,
         "kv_tokens": one.kv_tokens,
         "context": one.context,
         "users": one.users,

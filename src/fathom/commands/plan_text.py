@@ -12,6 +12,7 @@ from fathom.perf.candidate import Candidate, Reason, format_seconds
 from fathom.perf.held_weights import stored_bytes
 from fathom.perf.memory import kv_bytes_per_token, total_bytes
 from fathom.perf.search import why_lost
+from fathom.perf.users import MOST_USERS
 from fathom.spec.formats import BFLOAT16
 from fathom.spec.hardware import Cluster
 from fathom.spec.parallel import Layout
@@ -194,12 +195,23 @@ def _speed(answer: Answer, words: Words) -> Iterator[str]:
         between = words("text.interval", low=least, high=most)
         rows.append([words(f"label.{name}"), words("text.tokens_s", count=shown), between])
     yield from table(rows, right=(1,))
+    if answer.most_users is not None:
+        yield words("label.users") + colon + _users(answer.most_users, best, words)
     yield ""
+
+
+def _users(most: int, best: Candidate, words: Words) -> str:
+    """With how many users all that was asked is done."""
+    if not most:
+        return words("text.no_users")
+    shown = (">= " if most == MOST_USERS else "") + format_count(most)
+    return words("text.users", users=shown, context=format_count(best.context))
 
 
 def _layouts(answer: Answer, words: Words) -> Iterator[str]:
     yield words("label.layouts")
-    rows = [["", "TP", "DP", "EP", "PP", "weights", "KV", "tokens", "TTFT", "TPOT", "tokens/s", ""]]
+    weights, tokens, rate = (words(f"label.{one}") for one in ("weights", "tokens", "rate"))
+    rows = [["", "TP", "DP", "EP", "PP", weights, "KV", tokens, "TTFT", "TPOT", rate, ""]]
     for at, one in enumerate(answer.candidates[:_MOST_ROWS]):
         layout, found = one.layout, one.steady
         why = words("text.first") if at == 0 and one.fits else lost(words, one, answer.best)

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from dataclasses import Field, fields
 from typing import Any, get_type_hints
 
-from fathom.commands.bench_foreign import OFFLINE_FOREIGN, SERVE_FOREIGN
 from fathom.commands.bench_offline import LatencyConfig, RunConfig
 from fathom.commands.bench_serve import GROUPS as SERVE_GROUPS
 from fathom.commands.foreign import Foreign
-from fathom.commands.foreign_flags import FOREIGN
+from fathom.commands.foreign_flags import foreign_flags
 from fathom.commands.simulate_target import HardwareConfig
 from fathom.config import EngineConfig
 from fathom.server.config import ServerConfig
@@ -52,7 +51,8 @@ def render() -> str:
     parts += ["or refused with its reason. An unknown one is refused with the nearest known name."]
     for verdict, title in _VERDICTS:
         parts += ["", f"### {title}", "", "| flag | why | instead |", "|---|---|---|"]
-        parts += [_foreign_row(entry) for entry in FOREIGN if entry.verdict == verdict]
+        table = foreign_flags("serve")
+        parts += [_foreign_row(entry) for entry in table if entry.verdict == verdict]
     return "\n".join(parts) + "\n"
 
 
@@ -79,7 +79,7 @@ def render_bench() -> str:
     parts += ["", "`throughput` takes the flags of the dataset, and both take those of the engine."]
     parts += ["", "## fathom simulate: machines", "", *_HEAD, *_rows(HardwareConfig), ""]
     parts += ["It takes the flags of dataset and traffic, and those of the engine that it follows."]
-    tables = (("serve", SERVE_FOREIGN), ("offline", OFFLINE_FOREIGN))
+    tables = (("serve", foreign_flags("bench_serve")), ("offline", foreign_flags("bench_offline")))
     for name, table in tables:
         parts += ["", f"## Flags of other benchmarks: {name}", "", "| flag | why | instead |"]
         parts += ["|---|---|---|", *(_foreign_row(one) for one in table if one.why)]

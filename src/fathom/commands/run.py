@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fathom import log
 from fathom.commands.flags import FlagParser, add_flags, from_flags
 from fathom.commands.foreign import translate
-from fathom.commands.foreign_flags import FOREIGN
+from fathom.commands.foreign_flags import foreign_flags
 from fathom.commands.serve import set_model
 from fathom.config import EngineConfig
 from fathom.errors import ConfigError
@@ -34,7 +34,7 @@ EXIT_SOME_FAILED = 1
 
 def main(arguments: list[str]) -> int:
     """Answer, and exit with 0 where everything was answered."""
-    own, notes = translate(arguments, FOREIGN)
+    own, notes = translate(arguments, foreign_flags("serve"))
     namespace = _parser().parse(own)
     set_model(namespace)
     _check(namespace)
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> FlagParser:
     parser = FlagParser("run", _DOC)
-    parser.know(name for entry in FOREIGN for name in entry.names)
+    parser.know(name for entry in foreign_flags("serve") for name in entry.names)
     parser.add_argument("model_argument", nargs="?", metavar="MODEL", help="same as --model")
     group = parser.add_argument_group("what to answer")
     group.add_argument("-p", "--prompt", help="a question; - reads it from stdin")

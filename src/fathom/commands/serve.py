@@ -10,7 +10,7 @@ from fathom import log
 from fathom.commands.config_file import apply_file
 from fathom.commands.flags import FlagParser, add_flags, from_flags
 from fathom.commands.foreign import translate
-from fathom.commands.foreign_flags import FOREIGN
+from fathom.commands.foreign_flags import foreign_flags
 from fathom.config import EngineConfig, environment_api_key
 from fathom.errors import ConfigError
 from fathom.server.config import ServerConfig
@@ -41,9 +41,10 @@ def main(arguments: list[str]) -> int:
 
 def parse(arguments: list[str]) -> tuple[EngineConfig, ServerConfig, list[str]]:
     """What was asked, and notes on flags that ask for what happens anyway. Raises: ConfigError."""
-    own, notes = translate(arguments, FOREIGN)
+    foreign = foreign_flags("serve")
+    own, notes = translate(arguments, foreign)
     parser = FlagParser("serve", _DOC)
-    parser.know(name for entry in FOREIGN for name in entry.names)
+    parser.know(name for entry in foreign for name in entry.names)
     parser.add_argument("model_argument", nargs="?", metavar="MODEL", help="same as --model")
     add_flags(parser, EngineConfig, "engine")
     add_flags(parser, ServerConfig, "server")

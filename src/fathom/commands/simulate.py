@@ -6,16 +6,17 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from fathom.commands.bench_config import DatasetConfig, check_given
+from fathom.commands.bench_drafts import draft_results
 from fathom.commands.bench_load import make_requests, make_workload
 from fathom.commands.bench_save import wanted_of
 from fathom.commands.bench_target import ResultConfig
 from fathom.commands.bench_traffic import TrafficConfig
+from fathom.commands.files import check_writable, write_file
 from fathom.commands.flags import FlagParser, add_flags, from_flags
 from fathom.commands.simulate_target import ENGINE_FIELDS, HardwareConfig, Target, target_of
 from fathom.config import EngineConfig
@@ -32,7 +33,7 @@ from fathom.perf.workload import Workload
 _DOC = """\
 Runs the scheduler, prefix cache and page pool under a load in virtual time: no GPU, no weights.
 The times of steps come from the cost model; the flags of the load are those of 'bench serve'.
-All GPUs are used: --tensor-parallel-size, where not given, is their number over that of -dp.
+All GPUs are used: --tensor-parallel-size, where not given, is their number over -dp times -pp.
 
   fathom simulate R1 --gpu 8xH20-141 --request-rate 2 --input-len 2000 --output-len 500
   fathom simulate V3 --gpu 16xH100-80 -dp 16 --dataset-name timed_trace --dataset-path FILE"""
@@ -78,6 +79,9 @@ def _others(config: type[Any], wanted: Iterable[str]) -> tuple[str, ...]:
 def main(arguments: list[str]) -> int:
     """Simulate and print; 0 where every request was answered."""
     given = parse(arguments)
+    for flag, path in (("--trace", given.trace), ("--html", given.html)):
+        if path is not None:
+            check_writable(flag, path)
     wanted = wanted_of(from_flags(ResultConfig, given))
     target = target_of(
         given.model,
@@ -87,11 +91,20 @@ def main(arguments: list[str]) -> int:
     )
     workload = load_of(given)
     found = simulate(workload, target.deployment, target.cost)
-    numbers = told(found, wanted) | {
-        "about": dict(target.about),
-        "seed": given.seed,
-        "workload_sha256": workload.digest(),
+    drafts = {
+        "num_drafts": sum(one.draft_rounds for one in found.stats),
+        "num_draft_tokens": sum(one.draft_tokens for one in found.stats),
+        "num_accepted_tokens": sum(one.accepted_tokens for one in found.stats),
     }
+    numbers = (
+        told(found, wanted)
+        | draft_results({}, drafts)
+        | {
+            "about": dict(target.about),
+            "seed": given.seed,
+            "workload_sha256": workload.digest(),
+        }
+    )
     if given.json:
         print(msgspec.json.format(msgspec.json.encode(numbers), indent=1).decode())
     else:
@@ -125,16 +138,8 @@ def _write(
 ) -> None:
     """The files that were asked for. Raises: ConfigError where one cannot be written."""
     if given.trace is not None:
-        _write_file("--trace", given.trace, chrome_trace(found))
+        write_file("--trace", given.trace, chrome_trace(found))
     if given.html is not None:
-        text = page(found, numbers, wanted, target.about)
-        _write_file("--html", given.html, (text.encode(),))
-
-
-def _write_file(flag: str, path: str, pieces: Iterable[bytes]) -> None:
-    try:
-        with Path(path).open("wb") as file:
-            file.writelines(pieces)
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}", found=str(error)) from error
-    print(f"written: {path}", file=sys.stderr)
+        write_file("--html", given.html, (page(found, numbers, wanted, target.about).encode(),))
+    for path in filter(None, (given.trace, given.html)):
+        print(f"written: {path}", file=sys.stderr)

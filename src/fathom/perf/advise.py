@@ -36,9 +36,6 @@ from fathom.units import format_bytes
 Verdict = Literal["yes", "limited", "other", "no"]
 # GPUs of a deployment, in the order in which they are tried.
 _COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
-# Of a small machine's candidates, those whose times are worked out.
-_TIMED = 2
-_MOST_USERS = 2048
 
 
 def verdict(candidates: tuple[Candidate, ...]) -> Verdict:
@@ -78,19 +75,24 @@ def changes(
     candidates: tuple[Candidate, ...],
     catalogue: Catalogue,
     calibration: Calibration,
+    *,
+    users: int = 0,
 ) -> Iterator[Reason]:
-    """What would do all that is asked: each one tried, the smallest change first."""
+    """What would do all that is asked: each one tried, the smallest change first. `users`: with how
+    many the best context would do; 0 where it is not known."""
     best = candidates[0]
-    missed = {one.key for one in best.shortfalls}
-    if best.fits and best.precision.is_exact and best.is_short:
-        if missed <= {"context"}:
-            yield reason("change_context", most=best.context)
-    elif best.fits and missed == {"users"}:
-        yield reason("change_users", most=best.users_at(demand.request_len))
+    if best.fits and best.precision.is_exact:
+        if {one.key for one in best.shortfalls} <= {"context"}:
+            if best.is_short:
+                yield reason("change_context", most=best.context)
+        elif 0 < users < best.users and best.is_short:
+            yield reason("change_context_users", context=best.context, most=users)
+        elif 0 < users < best.users:
+            yield reason("change_users", most=users)
     seen: set[str] = set()
     for one in candidates:
         name = one.precision.name
-        if one.fits and not one.shortfalls and not one.is_short:
+        if one.does_all:
             is_other = not one.precision.is_exact
             if name not in seen and (is_other or one is not best):
                 key = "change_kv" if not is_other else "change_weights"
@@ -101,13 +103,12 @@ def changes(
     bigger = (one for one in catalogue.gpus if one.market != "aftermarket")
     larger = [one for one in bigger if one.memory_bytes > cluster.gpu.memory_bytes]
     same_market = [one for one in larger if one.market == cluster.gpu.market] or larger
-    more = smallest(
-        model, cluster.gpu.id, demand, catalogue, calibration, more_than=cluster.num_gpus
-    )
+    count = cluster.num_gpus
+    more = smallest(model, cluster.gpu.id, demand, catalogue, calibration, more_than=count)
     if more is not None:
         yield reason("change_more", machine=name_of(more.cluster))
     for gpu in sorted(same_market, key=lambda one: one.memory_bytes):
-        machine = parse_cluster(f"{cluster.num_gpus}x{gpu.id}", catalogue=catalogue)
+        machine = parse_cluster(f"{count}x{gpu.id}", catalogue=catalogue)
         if _does(model, machine, demand, calibration) is not None:
             yield reason("change_gpu", machine=name_of(machine))
             return
@@ -122,11 +123,12 @@ def smallest(
     *,
     more_than: int = 0,
 ) -> Option | None:
-    """The fewest of a GPU that do what is asked; None where none of the usual numbers does."""
+    """The fewest of a GPU that do what is asked; None where none of the usual numbers does. Of more
+    than a machine has, by all layouts."""
     for count in _COUNTS:
         if count > more_than:
             cluster = parse_cluster(f"{count}x{gpu}", catalogue=catalogue)
-            best = _does(model, cluster, demand, calibration)
+            best = _does(model, cluster, demand, calibration, tries_all=more_than > 0)
             if best is not None:
                 return Option(cluster, best, None)
     return None
@@ -139,43 +141,36 @@ def machines(
     calibration: Calibration,
     prices: Prices,
     currency: str,
+    *,
+    most: int | None = None,
 ) -> tuple[Option, ...]:
-    """The machines of the catalogue that do what is asked, one of each GPU: the cheapest first,
-    then those without a known price, the fewest GPUs first."""
+    """The machines of the catalogue that do what is asked, one of each GPU, up to `most`: the
+    cheapest first, then those without a known price, the fewest GPUs first. Each with the layout
+    that a plan of that machine has for its first choice."""
     found = []
     for gpu in catalogue.gpus:
         option = smallest(model, gpu.id, demand, catalogue, calibration)
         if option is not None:
             found.append(replace(option, price=prices.gpu(gpu.id, currency)))
-    return tuple(
-        sorted(found, key=lambda one: (one.hour is None, one.hour or 0.0, one.cluster.num_gpus))
-    )
-
-
-def busiest(
-    model: Model, cluster: Cluster, demand: Demand, best: Candidate, calibration: Calibration
-) -> Candidate | None:
-    """The same deployment with as many more users as it still does all that is asked with: twice
-    as many each time. None where it does not take twice as many."""
-    found, users = None, best.users
-    while not best.shortfalls and users < _MOST_USERS:
-        users *= 2
-        more = replace(demand, users=users)
-        one = candidate(model, cluster, more, best.layout, best.precision, best.kv)
-        if not one.fits or one.context < best.context:
-            break
-        one = predicted(one, cluster, more, calibration)
-        if one.shortfalls or (found or best).output_per_s >= one.output_per_s:
-            break
-        found = one
-    return found
+    found.sort(key=lambda one: (one.hour is None, one.hour or 0.0, one.cluster.num_gpus))
+    chosen = []
+    for one in found[:most]:
+        best = _does(model, one.cluster, demand, calibration, tries_all=True)
+        chosen.append(replace(one, best=best or one.best))
+    return tuple(chosen)
 
 
 def _does(
-    model: Model, cluster: Cluster, demand: Demand, calibration: Calibration
+    model: Model,
+    cluster: Cluster,
+    demand: Demand,
+    calibration: Calibration,
+    *,
+    tries_all: bool = False,
 ) -> Candidate | None:
-    """The best candidate of a few layouts where one does all that is asked in the published
-    weights and cache, or in those asked."""
+    """The best candidate where one does all that is asked in the published weights and cache, or in
+    those asked: of all layouts, or of two that usually tell: with most room and with least, whose
+    answers are quick."""
     try:
         precision = precisions(model, cluster, demand.weights)[0]
     except ConfigError:
@@ -183,13 +178,15 @@ def _does(
     if not precision.is_exact or not _may_fit(model, cluster, demand, precision):
         return None
     kv = caches(model, demand.kv or "bf16")[0]
-    tried = [
+    made = [
         candidate(model, cluster, demand, layout, precision, kv, shortens=False)
-        for layout in _few_layouts(model, cluster)
+        for layout in (layouts if tries_all else _few_layouts)(model, cluster)
     ]
-    fitting = [one for one in tried if one.fits and not one.is_short]
-    fitting.sort(key=lambda one: -one.kv_tokens)
-    timed = [predicted(one, cluster, demand, calibration) for one in fitting[:_TIMED]]
+    fitting = [one for one in made if one.fits and not one.is_short]
+    if not tries_all and len(fitting) > 2:
+        by_room = sorted(fitting, key=lambda one: one.kv_tokens)
+        fitting = [by_room[-1], by_room[0]]
+    timed = [predicted(one, cluster, demand, calibration) for one in fitting]
     works = [one for one in timed if not one.shortfalls]
     return min(works, key=lambda one: one.rank_key, default=None)
 

@@ -15,6 +15,7 @@ from fathom.perf.cost import CostModel, cost_model
 from fathom.perf.memory import kv_bytes_per_token, kv_capacity, rank_ledger, total_bytes
 from fathom.perf.parts import Formats
 from fathom.perf.precision import Precision
+from fathom.perf.shape import StepShape, decode_shape
 from fathom.perf.steady import Load, Steady, steady
 from fathom.perf.working import WorkingSet
 from fathom.spec.families import Model
@@ -116,6 +117,11 @@ class Candidate:
         return self.context < self.asked_context
 
     @property
+    def does_all(self) -> bool:
+        """Whether it does all that is asked."""
+        return self.fits and not self.shortfalls and not self.is_short
+
+    @property
     def kv_tokens_each(self) -> int:
         """Tokens of one replica's pool."""
         return self.kv_tokens // self.layout.dp
@@ -129,6 +135,11 @@ class Candidate:
     def output_per_s(self) -> float:
         """Tokens of answers; 0 where no request fits."""
         return self.steady.output_per_s if self.steady else 0.0
+
+    def decode_step(self, demand: Demand) -> StepShape:
+        """A step of the mean batch, whose answers are half done."""
+        batch = max(1, round(self.steady.batch)) if self.steady else 1
+        return decode_shape(batch, round(batch * (demand.input_len + demand.output_len / 2)))
 
     @property
     def needed_kv_bytes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import PurePath
-from typing import TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from fathom.config import EngineConfig
 from fathom.errors import ConfigError
@@ -53,10 +53,10 @@ class Notes:
             return self.say(name, asked, "as asked", "asked")
         return self.say(name, default, reason, "default")
 
-    def setting(self, name: str, key: str, value: T, reason: str) -> T:
+    def setting(self, name: str, key: str, reason: str) -> Any:
         """A setting of the config that has a default: says whether it was changed."""
-        default = EngineConfig.__dataclass_fields__[key].default
-        if getattr(self.config, key) != default:
+        value = getattr(self.config, key)
+        if value != EngineConfig.__dataclass_fields__[key].default:
             return self.say(name, value, "as asked", "asked")
         return self.say(name, value, reason, "default")
 
@@ -65,8 +65,7 @@ def choose_device(notes: Notes, machine: Machine) -> str:
     """`cpu` or `cuda`. Raises: ConfigError for what the machine has not."""
     asked = notes.config.device
     if asked not in ("auto", "cpu", "cuda"):
-        near = get_close_matches(asked, ("auto", "cpu", "cuda"), 1)
-        wanted = "auto, cpu or cuda" + (f" (nearest: {near[0]})" if near else "")
+        wanted = _one_of(asked, "auto", "cpu", "cuda")
         raise ConfigError("--device (device)", found=repr(asked), wanted=wanted)
     kinds = {device.kind for device in machine.devices}
     if not kinds:
@@ -113,8 +112,7 @@ def choose_backend(notes: Notes, machine: Machine, device: str) -> str:
     elif wants_wide:
         missing = "the kernels compute in bfloat16, and float32 was asked for"
     if asked not in ("auto", "cpu", "reference"):
-        near = get_close_matches(asked, ("auto", "cpu", "reference"), 1)
-        wanted = "auto, cpu or reference" + (f" (nearest: {near[0]})" if near else "")
+        wanted = _one_of(asked, "auto", "cpu", "reference")
         raise ConfigError(name, found=repr(asked), wanted=wanted)
     if asked == "cpu" and missing:
         raise ConfigError(name, found=f"cpu, but {missing}", fix="leave it out, or mend that")
@@ -128,7 +126,7 @@ def choose_backend(notes: Notes, machine: Machine, device: str) -> str:
 def choose_quantization(notes: Notes, model: ModelSpec) -> Quantization | None:
     """Format of the matrices in memory. Raises: ConfigError for another name."""
     asked = notes.config.quantization
-    if asked in (None, "none"):
+    if asked is None or asked == "none":
         return notes.say("quantization", None, "weights stay as they are stored", "default")
     stored = model.packing or model.weight_format.name
     if asked in _STORED_METHODS and stored.startswith(_STORED_METHODS[asked]):
@@ -136,12 +134,10 @@ def choose_quantization(notes: Notes, model: ModelSpec) -> Quantization | None:
     for known in get_args(Quantization):
         if asked == known:
             return notes.say("quantization", cast(Quantization, known), "as asked", "asked")
-    names = get_args(Quantization)
-    near = get_close_matches(asked, names, 1)
     raise ConfigError(
         "--quantization (quantization)",
         found=f"{asked!r}; the checkpoint's weights are {stored}",
-        wanted=f"none, {', '.join(names)}" + (f" (nearest: {near[0]})" if near else ""),
+        wanted=_one_of(asked, "none", *get_args(Quantization)),
         fix="leave it out: AWQ, GPTQ, FP8 and int8 are read from config.json",
     )
 
@@ -172,9 +168,15 @@ def asked_dtype(text: str, name: str) -> Format | None:
             fix="use bfloat16: DeepSeek's models are trained in it, and their activations exceed "
             "the largest float16, 65504",
         )
-    near = get_close_matches(text, ("auto", "bfloat16", "float32"), 1, 0.5)
-    wanted = "auto, bfloat16 or float32" + (f" (nearest: {near[0]})" if near else "")
+    wanted = _one_of(text, "auto", "bfloat16", "float32")
     raise ConfigError(name, found=repr(text), wanted=wanted)
+
+
+def _one_of(asked: str, *names: str) -> str:
+    """The names that there are, and the nearest to what was asked."""
+    near = get_close_matches(asked, names, 1, 0.5)
+    nearest = f" (nearest: {near[0]})" if near else ""
+    return f"{', '.join(names[:-1])} or {names[-1]}{nearest}"
 
 
 def choose_kv_dtype(notes: Notes, compute: Format, backend: str) -> Format:

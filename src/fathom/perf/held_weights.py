@@ -200,7 +200,13 @@ def weight_lines(spec: Model, layout: Layout, holding: Holding) -> tuple[MemoryL
     Of each matrix: values of the rank's part x bits / 8, and scales and zero points of its blocks;
     packed by the CPU kernels, with padding.
     """
-    stages = [_stage_sums(spec, layout, stage, holding) for stage in range(layout.pp)]
+    joined = joined_parameters(spec)
+    # Stages that have as many layers of each kind hold as much.
+    unlike = {
+        tuple(_layers_on(one.layers, spec.num_layers, layout.pp, stage) for one in joined): stage
+        for stage in range(layout.pp)
+    }
+    stages = [_stage_sums(spec, layout, stage, holding) for stage in unlike.values()]
     fullest = max(stages, key=lambda sums: sum(size for _, size in sums.values()))
     return tuple(
         MemoryLine(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fathom.spec.dense import DenseSpec, Gqa
 from fathom.spec.families import Model
@@ -136,6 +137,7 @@ class _Rank:
         )
 
 
+@lru_cache(maxsize=512)
 def parts(
     spec: Model, layout: Layout, formats: Formats, *, skew: float = 0.0, node: int = 2**20
 ) -> tuple[Part, ...]:

@@ -6,13 +6,12 @@ time that it must be busy to be the cheaper one.
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import resources
 from typing import Any, TypeVar, cast
 
 from fathom.errors import ConfigError
+from fathom.spec.catalogue_rows import read_tables
 
 HOURS_A_MONTH = 730.0
 MILLION = 1e6
@@ -58,14 +57,9 @@ class Prices:
     def changed(self, text: str, where: str) -> Prices:
         """With the rows of a TOML document, `[[api]]` and `[[gpu]]`, in front: a row replaces the
         one with its `id`. Raises: ConfigError that names `where` and what is wrong."""
-        try:
-            document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{where} is not valid TOML", found=str(error)) from error
-        if unknown := set(document) - {"api", "gpu"}:
-            raise ConfigError(f"{where}: {min(unknown)}", wanted="[[api]] or [[gpu]]")
-        apis = tuple(_row(ApiPrice, row, where) for row in _rows(document, "api", where))
-        gpus = tuple(_row(GpuPrice, row, where) for row in _rows(document, "gpu", where))
+        tables = read_tables(text, ("api", "gpu"), where)
+        apis = tuple(_row(ApiPrice, row, where) for row in tables["api"])
+        gpus = tuple(_row(GpuPrice, row, where) for row in tables["gpu"])
         return Prices(_merged(apis, self.apis), _merged(gpus, self.gpus))
 
     def gpu(self, id: str, currency: str) -> GpuPrice | None:
@@ -197,13 +191,6 @@ def month_bill(num_tokens: float, price_million: float) -> float:
 
 
 _R = TypeVar("_R", bound=ApiPrice | GpuPrice)
-
-
-def _rows(document: Mapping[str, Any], kind: str, where: str) -> list[dict[str, Any]]:
-    tables = document.get(kind, [])
-    if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
-        raise ConfigError(f"{where}: {kind}", wanted=f"tables that start with [[{kind}]]")
-    return tables
 
 
 def _row(kind: type[_R], row: dict[str, Any], where: str) -> _R:

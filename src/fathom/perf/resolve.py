@@ -70,33 +70,19 @@ def resolve(
         max_model_len=fit.max_model_len,
         max_batch_tokens=working.max_batch_tokens,
         max_sequences=working.max_sequences,
-        max_queued=notes.setting(
-            "max_queued", "max_num_queued_reqs", config.max_num_queued_reqs, "more get 429"
-        ),
+        max_queued=notes.setting("max_queued", "max_num_queued_reqs", "more get 429"),
         num_drafts=working.num_drafts,
-        run_ahead=notes.setting(
-            "run_ahead",
-            "overlap_scheduling",
-            int(config.overlap_scheduling),
-            "the next step is planned while one runs",
+        run_ahead=int(
+            notes.setting("run_ahead", "overlap_scheduling", "the next is planned while one runs")
         ),
-        prefix_cache=notes.setting(
-            "prefix_cache",
-            "enable_prefix_caching",
-            config.enable_prefix_caching,
-            "it costs nothing",
-        ),
+        prefix_cache=notes.setting("prefix_cache", "enable_prefix_caching", "it costs nothing"),
         threads=choose_threads(notes, machine, backend),
-        seed=notes.setting("seed", "seed", config.seed, "the same seeds at every start"),
-        step_timeout_s=notes.setting(
-            "step_timeout_s", "step_timeout_s", config.step_timeout_s, "far above any step"
-        ),
+        seed=notes.setting("seed", "seed", "the same seeds at every start"),
+        step_timeout_s=notes.setting("step_timeout_s", "step_timeout_s", "far above any step"),
         loop_guard_tokens=notes.setting(
-            "loop_guard_tokens", "loop_guard_tokens", config.loop_guard_tokens, "long for a refrain"
+            "loop_guard_tokens", "loop_guard_tokens", "long for a refrain"
         ),
-        loop_guard_repeats=notes.setting(
-            "loop_guard_repeats", "loop_guard_repeats", config.loop_guard_repeats, "as above"
-        ),
+        loop_guard_repeats=notes.setting("loop_guard_repeats", "loop_guard_repeats", "as above"),
         kernel_buffers=() if kernels is None else kernels.buffers(),
         ledger=fitter.lines(fit),
         decisions=tuple(notes.decisions),
@@ -128,7 +114,7 @@ def _fitter(notes: Notes, model: ModelSpec, machine: Machine, device: str, backe
         compute, dequantize = _formats(notes, model, device, is_roomy)
     kv_dtype = choose_kv_dtype(notes, compute, backend)
     max_sequences, max_batch_tokens = choose_batch(notes, device, num_drafts)
-    page_size = notes.setting("page_size", "block_size", config.block_size, "kernels read 64 best")
+    page_size = notes.setting("page_size", "block_size", "kernels read 64 best")
     working = WorkingSet(
         device=device,
         spec=model,

@@ -26,6 +26,26 @@ TITLES: Mapping[str, tuple[str, str]] = {
         "Queue-inclusive End-to-end Latency",
     ),
 }
+_COUNT_ROWS = (("Successful requests", "completed"), ("Failed requests", "failed"))
+_RATE_ROWS = (
+    ("Benchmark duration (s)", "duration"),
+    ("Total input tokens", "total_input_tokens"),
+    ("Total generated tokens", "total_output_tokens"),
+    ("Request throughput (req/s)", "request_throughput"),
+    ("Request goodput (req/s)", "request_goodput"),
+    ("Output token throughput (tok/s)", "output_throughput"),
+    ("Peak output token throughput (tok/s)", "max_output_tokens_per_s"),
+    ("Peak concurrent requests", "max_concurrent_requests"),
+    ("Total token throughput (tok/s)", "total_token_throughput"),
+    ("Latency counted from", "latency_counted_from"),
+)
+_DRAFT_ROWS = (
+    ("Acceptance rate (%)", "spec_decode_acceptance_rate"),
+    ("Acceptance length", "spec_decode_acceptance_length"),
+    ("Drafts", "spec_decode_num_drafts"),
+    ("Draft tokens", "spec_decode_draft_tokens"),
+    ("Accepted tokens", "spec_decode_accepted_tokens"),
+)
 # What a simulation tells besides.
 ENGINE_ROWS = (
     ("Steps", "num_steps"),
@@ -127,20 +147,20 @@ def table(told: Mapping[str, Any], wanted: Wanted, title: str = "Serving Benchma
 
 def _lines(told: Mapping[str, Any], wanted: Wanted, title: str) -> Iterator[str]:
     yield f"{f' {title} ':=^{_WIDTH}}"
-    yield _row("Successful requests:", told["completed"])
-    yield _row("Failed requests:", told["failed"])
-    yield _row("Benchmark duration (s):", told["duration"])
-    yield _row("Total input tokens:", told["total_input_tokens"])
-    yield _row("Total generated tokens:", told["total_output_tokens"])
-    yield _row("Request throughput (req/s):", told["request_throughput"])
-    if told["request_goodput"] is not None:
-        yield _row("Request goodput (req/s):", told["request_goodput"])
-    yield _row("Output token throughput (tok/s):", told["output_throughput"])
-    yield _row("Peak output token throughput (tok/s):", told["max_output_tokens_per_s"])
-    yield _row("Peak concurrent requests:", told["max_concurrent_requests"])
-    yield _row("Total token throughput (tok/s):", told["total_token_throughput"])
-    yield _row("Latency counted from:", told["latency_counted_from"])
-    for metric in wanted.metrics if told["completed"] else ():
+    yield from _rows(told, _COUNT_ROWS)
+    if told["completed"]:
+        yield from _measured(told, wanted)
+    else:
+        yield "No request was answered, so that there is nothing to measure."
+    for kind, error in told["errors_by_kind"].items():
+        yield f" {error['count']} failed: {kind} ".center(_WIDTH, "-")
+        yield f"first: {error['first'][:300]}"
+    yield "=" * _WIDTH
+
+
+def _measured(told: Mapping[str, Any], wanted: Wanted) -> Iterator[str]:
+    yield from _rows(told, _RATE_ROWS)
+    for metric in wanted.metrics:
         name, title = TITLES[metric]
         yield f"{title:-^{_WIDTH}}"
         yield _row(f"Mean {name} (ms):", told[f"mean_{metric}_ms"])
@@ -148,20 +168,14 @@ def _lines(told: Mapping[str, Any], wanted: Wanted, title: str) -> Iterator[str]
         for percent in wanted.percents:
             key = word(percent)
             yield _row(f"P{key} {name} (ms):", told[f"p{key}_{metric}_ms"])
-    if "spec_decode_num_drafts" in told:
-        yield f"{'Speculative Decoding':-^{_WIDTH}}"
-        yield _row("Acceptance rate (%):", told["spec_decode_acceptance_rate"])
-        yield _row("Acceptance length:", told["spec_decode_acceptance_length"])
-        yield _row("Drafts:", told["spec_decode_num_drafts"])
-        yield _row("Draft tokens:", told["spec_decode_draft_tokens"])
-        yield _row("Accepted tokens:", told["spec_decode_accepted_tokens"])
-    if "num_steps" in told:
-        yield f"{'Simulated Engine':-^{_WIDTH}}"
-        yield from (_row(f"{label}:", told[key]) for label, key in ENGINE_ROWS)
-    for kind, error in told["errors_by_kind"].items():
-        yield f" {error['count']} failed: {kind} ".center(_WIDTH, "-")
-        yield f"first: {error['first'][:300]}"
-    yield "=" * _WIDTH
+    for title, rows in (("Speculative Decoding", _DRAFT_ROWS), ("Simulated Engine", ENGINE_ROWS)):
+        shown = list(_rows(told, rows))
+        yield from (f"{title:-^{_WIDTH}}", *shown) if shown else ()
+
+
+def _rows(told: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Those that there are."""
+    return (_row(f"{label}:", told[key]) for label, key in rows if told.get(key) is not None)
 
 
 def _row(label: str, value: float | str) -> str:

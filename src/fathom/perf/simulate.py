@@ -4,7 +4,7 @@ The loop is `core.loop`'s, for one scheduler or for several in lock step (DP att
 has sequences and pages of its own, and all of them take every step together). Nothing is computed:
 a step takes what the cost model says, and a request's answer is one token id again and again,
 which its follow-up repeats, so that the prefix cache finds a conversation as it would find a real
-one. Neither clock nor randomness comes in: the same workload gives the same bytes.
+one. Drafts are right by chances of a fixed seed; no clock comes in: the same load, the same bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import cycle
+from math import inf
+from random import Random
 
 from fathom.core.scheduler import Scheduler
 from fathom.core.types import Request, SamplingParams, StepPlan, StepResult, TokenEvent
@@ -36,6 +38,7 @@ class _Sent:
     sent_s: float
     group: int = 0
     started_s: float | None = None
+    num_tokens: int = 0
     times_s: list[float] = field(default_factory=list)
 
 
@@ -63,10 +66,11 @@ class _Run:
         config, capacity = deployment.scheduler, deployment.capacity
         self._schedulers = [Scheduler(config, capacity) for _ in range(deployment.num_groups)]
         can_overlap = config.run_ahead and not config.num_drafts
-        self._depth = capacity.depth if can_overlap else 1
+        self._depth = capacity.depth if can_overlap or deployment.num_stages > 1 else 1
         self._turns = cycle(range(deployment.num_groups))
         self._loads = [0] * deployment.num_groups
-        self._now_s = self._device_free_s = 0.0
+        self._now_s = 0.0
+        self._free_s = [0.0] * deployment.num_stages  # from when each stage is
         self._flights: deque[_Flight] = deque()
         self._due = [(one.at_s, i) for i, one in enumerate(self._requests) if one.after is None]
         heapify(self._due)
@@ -82,17 +86,16 @@ class _Run:
         self._started_s: list[float | None] = [None] * len(self._requests)
         self._samplings: dict[int, SamplingParams] = {}
         self._answers: list[dict[int, tuple[int, ...]]] = [{} for _ in self._schedulers]
-        self._timeline = Timeline()
+        self._timeline, self._luck = Timeline(), Random(0)
 
     def run(self) -> Simulation:
         """Until every request has ended."""
         while True:
             self._take_due()
             if not self._step():
-                nexts = [queue[0][0] for queue in (self._due, self._entering) if queue]
-                if not nexts:
+                if self._next_s == inf:
                     break
-                self._now_s = max(self._now_s, min(nexts))
+                self._now_s = max(self._now_s, self._next_s)
         assert len(self._records) == len(self._requests), "a request without an end"
         records = tuple(sorted(self._records, key=lambda one: one.index))
         duration_s = max((one.end_s for one in records), default=0.0)
@@ -104,6 +107,11 @@ class _Run:
         )
 
     # The client's side
+
+    @property
+    def _next_s(self) -> float:
+        """When the next request comes by itself."""
+        return min((queue[0][0] for queue in (self._due, self._entering) if queue), default=inf)
 
     def _take_due(self) -> None:
         """Send what is due by now; what the client's limit holds back waits its turn."""
@@ -189,7 +197,7 @@ class _Run:
                 end_s=end_s,
                 times_s=tuple(sent.times_s),
                 prompt_tokens=self._requests[index].prompt_len,
-                output_tokens=len(sent.times_s),
+                output_tokens=sent.num_tokens,
                 error_kind=error_kind,
                 error=error,
             )
@@ -221,12 +229,14 @@ class _Run:
                     return True
         if not self._flights:
             return False
+        has_room = len(self._free_s) > 1 and len(self._flights) < self._depth
+        if has_room and self._next_s < self._flights[0].end_s:
+            return False  # an empty stage takes it up at once
         flight = self._flights.popleft()
         self._now_s = max(self._now_s, flight.end_s)
         self._take_due()  # before those whose turn comes by an end
         for group, plan in flight.plans:
-            tokens = self._sample(group, plan)
-            result = StepResult(plan.step, tokens)
+            result = self._sample(group, plan)
             self._hear(self._schedulers[group].commit(plan, result))
         return True
 
@@ -236,15 +246,17 @@ class _Run:
             shapes[group] = plan_shape(plan)
         shape = lock_step(shapes)
         self._now_s += self._cost.host_s(shape)
-        begin_s = max(self._device_free_s, self._now_s)
-        self._device_free_s = begin_s + self._cost.device_s(shape)
-        self._flights.append(_Flight(plans, self._device_free_s))
+        begin_s = time_s = max(self._free_s[0], self._now_s)
+        stage_s = self._cost.device_s(shape) / len(self._free_s)
+        for stage, free_s in enumerate(self._free_s):
+            time_s = self._free_s[stage] = max(time_s, free_s) + stage_s
+        self._flights.append(_Flight(plans, time_s))
         self._note(shape, begin_s)
 
     def _note(self, shape: StepShape, begin_s: float) -> None:
         line, schedulers = self._timeline, self._schedulers
         line.begin_s.append(begin_s)
-        line.end_s.append(self._device_free_s)
+        line.end_s.append(self._free_s[0])
         line.num_tokens.append(shape.num_tokens)
         line.prefill_tokens.append(shape.prefill_tokens)
         line.num_sequences.append(shape.num_sequences)
@@ -252,24 +264,31 @@ class _Run:
         line.waiting.append(sum(one.num_waiting for one in schedulers))
         line.kv_usage.append(sum(one.kv_usage for one in schedulers) / len(schedulers))
 
-    def _sample(self, group: int, plan: StepPlan) -> dict[int, tuple[int, ...]]:
-        """What the entries that sample give: each the token of its request's answer."""
-        answers = self._answers[group]
+    def _sample(self, group: int, plan: StepPlan) -> StepResult:
+        """What the entries that sample give: each the token of its request's answer, and once more
+        for each of its drafts before the first that is wrong."""
+        answers, chance = self._answers[group], self._deployment.draft_acceptance
         for dropped in plan.dropped:
             answers.pop(dropped, None)
-        tokens = {}
-        for id, _, _, _, samples, _, admission, _ in plan.entries:
+        tokens: dict[int, tuple[int, ...]] = {}
+        drafts: dict[int, tuple[int, ...]] = {}
+        for id, _, _, _, samples, proposed, admission, _ in plan.entries:
             if admission is not None:
                 answers[id] = (admission.seed,)
             if samples:
                 tokens[id] = answers[id]
-        return tokens
+            if samples and plan.num_drafts:
+                wrong = (i for i in range(len(proposed)) if self._luck.random() >= chance)
+                tokens[id] *= 1 + next(wrong, len(proposed))
+                drafts[id] = answers[id] * plan.num_drafts
+        return StepResult(plan.step, tokens, drafts)
 
     def _hear(self, events: Sequence[TokenEvent]) -> None:
         now_s = self._now_s
         for event in events:
             sent = self._sent[event.id]
             sent.times_s.append(now_s)
+            sent.num_tokens += len(event.token_ids)
             if event.queued_s is not None:
                 sent.started_s = sent.sent_s + event.queued_s
             if event.finish_reason is not None:

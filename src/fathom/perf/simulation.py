@@ -19,7 +19,9 @@ class Deployment:
     """What is simulated. `capacity` and `scheduler` are those of each of `num_groups` groups.
 
     `routing` gives a request to the group with the fewest tokens of prompts and answers under way,
-    or to each group in turn. A request is `entry_s` on its way before the scheduler has it.
+    or to each group in turn. A request is `entry_s` on its way before the scheduler has it. A draft
+    is right with the chance `draft_acceptance`. Steps go through `num_stages` one after another,
+    as many at a time, of different sequences.
     """
 
     capacity: Capacity
@@ -27,6 +29,8 @@ class Deployment:
     num_groups: int = 1
     routing: Routing = "least_loaded"
     entry_s: float = 0.0
+    draft_acceptance: float = 0.0
+    num_stages: int = 1
 
 
 def _doubles() -> array[float]:
@@ -39,8 +43,9 @@ def _counts() -> array[int]:
 
 @dataclass(slots=True)
 class Timeline:
-    """The steps, a column for each fact: when each ran on the device, what was in it, and how full
-    queue and pages were when it was planned (`kv_usage` is a share; pages only cached are free)."""
+    """The steps, a column for each fact: when each ran on the device (on the first stage), what was
+    in it, and how full queue and pages were when it was planned (`kv_usage` is a share; pages only
+    cached are free)."""
 
     begin_s: array[float] = field(default_factory=_doubles)
     end_s: array[float] = field(default_factory=_doubles)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from fathom.config import check_setting, setting
@@ -17,88 +17,63 @@ LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 class ServerConfig(RequestLimits):
     """Settings of the server, as asked."""
 
-    host: str = field(
-        default="127.0.0.1",
-        metadata=setting("Address to listen on; any but loopback needs a key.", "--host"),
+    host: str = setting(
+        "127.0.0.1", "Address to listen on; any but loopback needs a key.", "--host"
     )
-    port: int = field(
-        default=8000,
-        metadata=setting(
-            "TCP port to listen on; 0 takes a free one.", "--port", wanted="0 to 65535"
-        ),
+    port: int = setting(
+        8000, "TCP port to listen on; 0 takes a free one.", "--port", wanted="0 to 65535"
     )
-    api_key: tuple[str, ...] = field(
-        default=(),
-        metadata=setting(
-            "Key that clients must send as 'Authorization: Bearer KEY'; give the flag once for "
-            "each key. FATHOM_API_KEY adds one.",
-            "--api-key",
-        ),
+    api_key: tuple[str, ...] = setting(
+        (),
+        "Key that clients must send as 'Authorization: Bearer KEY'; give the flag once for "
+        "each key. FATHOM_API_KEY adds one.",
+        "--api-key",
     )
-    chat_template: str | None = field(
-        default=None,
-        metadata=setting(
-            "Name of a built-in chat template, or a file with one in Jinja; the checkpoint's own "
-            "where not given.",
-            "--chat-template",
-        ),
+    chat_template: str | None = setting(
+        None,
+        "Name of a built-in chat template, or a file with one in Jinja; the checkpoint's own "
+        "where not given.",
+        "--chat-template",
     )
-    max_body_bytes: int = field(
-        default=4 * 1024 * 1024,
-        metadata=setting("Largest request body.", "--max-body-bytes", unit="bytes"),
+    max_body_bytes: int = setting(
+        4 * 1024 * 1024, "Largest request body.", "--max-body-bytes", unit="bytes"
     )
-    shutdown_timeout_s: float = field(
-        default=60.0,
-        metadata=setting(
-            "On SIGTERM, time for running answers to end.",
-            "--shutdown-timeout",
-            "--drain-timeout",
-            unit="seconds",
-        ),
+    shutdown_timeout_s: float = setting(
+        60.0,
+        "On SIGTERM, time for running answers to end.",
+        "--shutdown-timeout",
+        "--drain-timeout",
+        unit="seconds",
     )
-    keep_alive_interval_s: float = field(
-        default=15.0,
-        metadata=setting(
-            "Silence after which a stream sends a comment, so that proxies keep it open.",
-            "--sse-keep-alive-interval",
-            unit="seconds",
-        ),
+    keep_alive_interval_s: float = setting(
+        15.0,
+        "Silence after which a stream sends a comment, so that proxies keep it open.",
+        "--sse-keep-alive-interval",
+        unit="seconds",
     )
-    responses_db: str | None = field(
-        default=None,
-        metadata=setting(
-            "SQLite file for answers of /v1/responses that clients come back to; in memory, until "
-            "the server ends, where not given.",
-            "--responses-db",
-        ),
+    responses_db: str | None = setting(
+        None,
+        "SQLite file for answers of /v1/responses that clients come back to; in memory, until "
+        "the server ends, where not given.",
+        "--responses-db",
     )
-    responses_ttl_s: float = field(
-        default=86400.0,
-        metadata=setting(
-            "Time for which these answers are kept.", "--responses-ttl", unit="seconds"
-        ),
+    responses_ttl_s: float = setting(
+        86400.0, "Time for which these answers are kept.", "--responses-ttl", unit="seconds"
     )
-    lenient: bool = field(
-        default=False,
-        metadata=setting(
-            "Leave out request fields that are unknown or not supported and list them in the "
-            "answer's 'warnings', where they are refused otherwise.",
-            "--lenient",
-        ),
+    lenient: bool = setting(
+        False,
+        "Leave out request fields that are unknown or not supported and list them in the "
+        "answer's 'warnings', where they are refused otherwise.",
+        "--lenient",
     )
-    log_level: str = field(
-        default="info",
-        metadata=setting(
-            "Least severe message in the log.", "--log-level", wanted=", ".join(LOG_LEVELS)
-        ),
+    log_level: str = setting(
+        "info", "Least severe message in the log.", "--log-level", wanted=", ".join(LOG_LEVELS)
     )
-    enable_log_requests: bool = field(
-        default=False,
-        metadata=setting(
-            "Log a line for each answered request: counts and times, never its text.",
-            "--enable-log-requests",
-            "--log-requests",
-        ),
+    enable_log_requests: bool = setting(
+        False,
+        "Log a line for each answered request: counts and times, never its text.",
+        "--enable-log-requests",
+        "--log-requests",
     )
 
     def __post_init__(self) -> None:

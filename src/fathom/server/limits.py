@@ -21,8 +21,8 @@ MAX_HEAD_BYTES = 256 * 1024
 
 
 def _limit(default: int, most: int, doc: str, flag: str, unit: str = "") -> Any:
-    metadata = setting(f"{doc} At most {most}.", flag, unit=unit)
-    return field(default=default, metadata={**metadata, "most": most})
+    one = setting(default, f"{doc} At most {most}.", flag, unit=unit)
+    return field(default=default, metadata={**one.metadata, "most": most})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,16 +6,15 @@ The figures are in `tables/`; `spec/catalogue_rows.py` reads them.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from itertools import product
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from fathom.errors import ConfigError
-from fathom.spec.catalogue_rows import ROW_TYPES, merged, read_table, refuse_unknown
+from fathom.spec.catalogue_rows import ROW_TYPES, merged, read_table, read_tables
 from fathom.spec.hardware import Cluster, Cpu, Gpu, Link
 
 # The largest server that is sold, where NVLink does not join more.
@@ -58,18 +57,9 @@ class Catalogue:
 
         Raises: ConfigError that names the table and the column at fault.
         """
-        try:
-            document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{where} is not valid TOML", found=str(error)) from error
-        refuse_unknown(document, ROW_TYPES, where)
-        rows: dict[str, tuple[Any, ...]] = {}
-        for kind, known in zip(ROW_TYPES, (self.gpus, self.cpus, self.links), strict=True):
-            tables = document.get(kind, [])
-            if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
-                raise ConfigError(f"{where}: {kind}", wanted=f"tables that start with [[{kind}]]")
-            rows[kind] = merged(kind, known, tables, where)
-        changed = Catalogue(rows["gpu"], rows["cpu"], rows["link"])
+        tables = read_tables(text, ROW_TYPES, where)
+        known = zip(ROW_TYPES, (self.gpus, self.cpus, self.links), strict=True)
+        changed = Catalogue(*(merged(kind, rows, tables[kind], where) for kind, rows in known))
         for gpu in changed.gpus:
             _find("link", gpu.network, changed.links)
         return changed
@@ -113,18 +103,22 @@ def find_gpu(
             found=f"{name!r}, which comes in several sizes",
             wanted=" or ".join(f"{one.id} ({one.name})" for one in found),
         )
+    if not found and (cpu := find_cpu(name, catalogue)) is not None:
+        raise ConfigError(
+            "--gpu",
+            found=f"{name[:80]!r}, the CPU {cpu.name}",
+            wanted="a GPU: how fast a CPU's kernels are is known only where they were measured",
+            fix="on such a host, fathom serve says what fits and fathom bench calibrate measures",
+        )
     return found[0] if found else _unknown("gpu", name, rows)
 
 
-def find_cpu(name: str, catalogue: Catalogue | None = None) -> Cpu:
-    """The CPU whose name `name` contains, such as the model name that the kernel reports.
-
-    Raises: ConfigError with the nearest names.
-    """
-    rows = (catalogue or builtin_catalogue()).cpus
-    spelled = _spelled(name)
+def find_cpu(name: str, catalogue: Catalogue | None = None) -> Cpu | None:
+    """The CPU whose name `name` contains, such as the model name that the kernel reports; None
+    where there is none."""
+    rows, spelled = (catalogue or builtin_catalogue()).cpus, _spelled(name)
     found = [(len(key), row) for row in rows for key in map(_spelled, row.names) if key in spelled]
-    return max(found, key=lambda one: one[0])[1] if found else _unknown("cpu", name, rows)
+    return max(found, key=lambda one: one[0])[1] if found else None
 
 
 def find_link(name: str, catalogue: Catalogue | None = None) -> Link:

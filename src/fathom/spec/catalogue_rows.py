@@ -6,6 +6,7 @@ Columns carry their unit (`memory_mib`, `bf16_tflops`); fields are in bytes, FLO
 from __future__ import annotations
 
 import csv
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
@@ -37,6 +38,20 @@ def read_table(kind: str) -> tuple[Any, ...]:
     return tuple(
         _row(kind, row, {}, f"{name}: {row['id']}") for row in csv.DictReader(text.splitlines())
     )
+
+
+def read_tables(text: str, kinds: Iterable[str], where: str) -> dict[str, list[dict[str, Any]]]:
+    """The tables of a TOML document by their kinds. Raises: ConfigError that names `where`."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where} is not valid TOML", found=str(error)) from error
+    refuse_unknown(document, kinds, where)
+    found = {kind: document.get(kind, []) for kind in kinds}
+    for kind, tables in found.items():
+        if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
+            raise ConfigError(f"{where}: {kind}", wanted=f"tables that start with [[{kind}]]")
+    return found
 
 
 def merged(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from fathom.config import check_setting, setting
@@ -14,92 +14,68 @@ from fathom.errors import ConfigError
 class UpstreamConfig:
     """Settings of the proxy's side towards the engine, as asked."""
 
-    upstream: str = field(
-        default="",
-        metadata=setting(
-            "URL of the OpenAI-compatible server to stand in front of, with or without /v1.",
-            "--upstream",
-        ),
+    upstream: str = setting(
+        "",
+        "URL of the OpenAI-compatible server to stand in front of, with or without /v1.",
+        "--upstream",
     )
-    upstream_kind: str = field(
-        default="auto",
-        metadata=setting(
-            "What the upstream is, which decides what it can be asked; auto: what its /v1/models "
-            "says.",
-            "--upstream-kind",
-            wanted=f"auto, {', '.join(KINDS)}",
-        ),
+    upstream_kind: str = setting(
+        "auto",
+        "What the upstream is, which decides what it can be asked; auto: what its /v1/models says.",
+        "--upstream-kind",
+        wanted=f"auto, {', '.join(KINDS)}",
     )
-    model: str | None = field(
-        default=None,
-        metadata=setting(
-            "The upstream's name of the model; the first of its /v1/models where not given.",
-            "--model",
-        ),
+    model: str | None = setting(
+        None,
+        "The upstream's name of the model; the first of its /v1/models where not given.",
+        "--model",
     )
-    served_model_name: tuple[str, ...] = field(
-        default=(),
-        metadata=setting(
-            "Names under which clients know it; the upstream's where not given.",
-            "--served-model-name",
-        ),
+    served_model_name: tuple[str, ...] = setting(
+        (),
+        "Names under which clients know it; the upstream's where not given.",
+        "--served-model-name",
     )
-    tokenizer: str | None = field(
-        default=None,
-        metadata=setting(
-            "Directory with the model's tokenizer files. With it, prompts are rendered here and "
-            "answers are read token by token; without it, conversations are passed on.",
-            "--tokenizer",
-        ),
+    tokenizer: str | None = setting(
+        None,
+        "Directory with the model's tokenizer files. With it, prompts are rendered here and "
+        "answers are read token by token; without it, conversations are passed on.",
+        "--tokenizer",
     )
-    max_model_len: int | None = field(
-        default=None,
-        metadata=setting(
-            "Longest sequence, prompt and answer together; what the upstream or config.json beside "
-            "the tokenizer says where not given.",
-            "--max-model-len",
-            unit="tokens",
-            wanted="a count such as 4096 or 128K",
-        ),
+    max_model_len: int | None = setting(
+        None,
+        "Longest sequence, prompt and answer together; what the upstream or config.json beside "
+        "the tokenizer says where not given.",
+        "--max-model-len",
+        unit="tokens",
+        wanted="a count such as 4096 or 128K",
     )
-    api_key_env: str | None = field(
-        default=None,
-        metadata=setting(
-            "Name of the environment variable that holds the key for the upstream.",
-            "--api-key-env",
-        ),
+    api_key_env: str | None = setting(
+        None,
+        "Name of the environment variable that holds the key for the upstream.",
+        "--api-key-env",
     )
-    connect_timeout_s: float = field(
-        default=10.0,
-        metadata=setting(
-            "Longest wait for a connection to the upstream.", "--connect-timeout", unit="seconds"
-        ),
+    connect_timeout_s: float = setting(
+        10.0, "Longest wait for a connection to the upstream.", "--connect-timeout", unit="seconds"
     )
-    silence_timeout_s: float = field(
-        default=600.0,
-        metadata=setting(
-            "Longest wait for the next piece of an answer, the first one included.",
-            "--silence-timeout",
-            unit="seconds",
-        ),
+    silence_timeout_s: float = setting(
+        600.0,
+        "Longest wait for the next piece of an answer, the first one included.",
+        "--silence-timeout",
+        unit="seconds",
     )
-    request_timeout_s: float = field(
-        default=3600.0,
-        metadata=setting("Longest answer.", "--request-timeout", unit="seconds"),
+    request_timeout_s: float = setting(
+        3600.0, "Longest answer.", "--request-timeout", unit="seconds"
     )
-    loop_guard_tokens: int = field(
-        default=1024,
-        metadata=setting(
-            "Tokens of one stretch over and over that end an answer, and the upstream's request "
-            "with it (finish_reason 'repetition'); 0 is off. Without --tokenizer four bytes count "
-            "as a token.",
-            "--loop-guard-tokens",
-            unit="tokens",
-        ),
+    loop_guard_tokens: int = setting(
+        1024,
+        "Tokens of one stretch over and over that end an answer, and the upstream's request "
+        "with it (finish_reason 'repetition'); 0 is off. Without --tokenizer four bytes count "
+        "as a token.",
+        "--loop-guard-tokens",
+        unit="tokens",
     )
-    loop_guard_repeats: int = field(
-        default=8,
-        metadata=setting("Times that the stretch has to come, at least.", "--loop-guard-repeats"),
+    loop_guard_repeats: int = setting(
+        8, "Times that the stretch has to come, at least.", "--loop-guard-repeats"
     )
 
     def __post_init__(self) -> None:

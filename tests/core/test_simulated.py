@@ -8,8 +8,8 @@ from fathom.core.executor import Capacity
 from fathom.core.types import Admission, PlanEntry, SamplingParams, StepPlan
 from fathom.errors import EngineError
 from fathom.perf.plan_shape import LinearTime
-from fathom.perf.simulated import PseudoModel, SimulatedExecutor, VirtualClock
 from tests.core.executor_conformance import ExecutorCase, ExecutorConformance
+from tests.core.simulated import PseudoModel, SimulatedExecutor, VirtualClock
 
 
 def build(depth: int, page_size: int = 4, **settings: object) -> SimulatedExecutor:
