@@ -5,6 +5,7 @@
 #include "checks.h"
 #include "logits.h"
 #include "pool.h"
+#include "replay.h"
 #include "rows.h"
 
 using namespace fathom;
@@ -182,6 +183,9 @@ const char* fathom_silu_mul(const uint16_t* x, int64_t stride, int64_t rows, int
   });
   return nullptr;
 }
+
+CALLABLE(fathom_route)
+CALLABLE(fathom_embed)
 
 }  // extern "C"
 #pragma GCC visibility pop

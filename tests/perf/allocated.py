@@ -134,9 +134,9 @@ def held_bytes(plan: DeploymentPlan) -> Held:
     tensors, _ = driver.watch(driver.largest_steps)
     _, recorded = driver.watch(driver.decode_steps)
     buffers, asked = library.buffers()
-    return Held(
-        weights, rank.kv_cache.nbytes, buffers, asked, tensors + driver.batch_bytes, recorded
-    )
+    # Without drafts, the engine prepares the next step while one runs.
+    tensors += driver.batch_bytes * (1 if plan.num_drafts else 2)
+    return Held(weights, rank.kv_cache.nbytes, buffers, asked, tensors, recorded)
 
 
 class Driver:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ctypes import byref
 from typing import Any
 
 import torch
@@ -108,7 +107,7 @@ class CpuRows:
         ids = self._new(tokens, slots, dtype=_INT)
         weights = self._new(tokens, slots, dtype=_FLOAT)
         failed = self._library.fathom_route(
-            x.data_ptr(), stride, tokens, byref(router), ids.data_ptr(), weights.data_ptr()
+            x.data_ptr(), stride, tokens, router, ids.data_ptr(), weights.data_ptr()
         )
         library.check(failed)
         return ids, weights
