@@ -16,11 +16,8 @@ from transformers import DeepseekV3ForCausalLM as Hf3
 
 from fathom.errors import ConfigError
 from fathom.spec.deepseek import parse_config
-from fathom.spec.deepseek_params import (
-    check_tensor_parallel,
-    parameter_table,
-    tensor_parallel_sizes,
-)
+from fathom.spec.deepseek_params import parameter_table
+from fathom.spec.families import check_tensor_parallel, tensor_parallel_sizes
 from fathom.spec.formats import BFLOAT16, FLOAT32
 from fathom.spec.parallel import Layout, Shard, ShardRule, owned_slice
 from fathom.spec.params import ParamSpec

@@ -111,13 +111,6 @@ def test_layouts_that_cannot_be_say_those_that_can() -> None:
     assert 128 in tensor_parallel_sizes(find_model("R1").spec, 128)
 
 
-def test_cached_values() -> None:
-    """Llama-3-70B keeps 8 key heads of 128 and as many values: 2,048 values a token and layer."""
-    llama = find_model("R1-Distill-Llama-70B").spec
-    assert isinstance(llama, DenseSpec)
-    assert llama.gqa.kv_dim == 2048
-
-
 def test_awq_bytes_are_those_of_the_published_files() -> None:
     """DeepSeek-Coder-33B in AWQ (groups of 128) is published as 18.01 GB of safetensors; zero
     points have four bits there and a byte in memory."""

@@ -40,11 +40,6 @@ class Gqa:
     has_qkv_bias: bool
     has_o_bias: bool
 
-    @property
-    def kv_dim(self) -> int:
-        """Values that the cache keeps for a token and layer: keys and values."""
-        return 2 * self.num_kv_heads * self.head_dim
-
 
 @dataclass(frozen=True, slots=True)
 class DenseSpec:
