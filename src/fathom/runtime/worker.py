@@ -135,8 +135,7 @@ class Worker:
         tokens: dict[int, tuple[int, ...]] = {}
         logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
         if sampled is not None:
-            rows = hidden if sampled.rows is None else hidden[sampled.rows]
-            tokens, logprobs = self._chooser.choose(sampled, self._model.logits(rows))
+            tokens, logprobs = self._chooser.choose(sampled, self._logits(hidden, sampled.rows))
         drafts = {}
         if self._drafter is not None:
             drafts = self._drafter.propose(segments, hidden, tokens, step.plan.num_drafts)
@@ -144,6 +143,10 @@ class Worker:
         return StepResult(
             step.plan.step, tokens, drafts, logprobs, prompt_logprobs, self._clock() - began
         )
+
+    def _logits(self, hidden: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """A function of its own, so that the copy of `rows` is gone when it returns."""
+        return self._model.logits(hidden if rows is None else hidden[rows])
 
     def _score_prompt(self, segment: Segment, hidden: torch.Tensor) -> Iterator[TokenLogprobs]:
         """Log-probabilities of the prompt tokens of this chunk, each from the position before."""
