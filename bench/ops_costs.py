@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fathom.spec.formats import BFLOAT16, FLOAT32, FP8_BLOCK, INT8_CHANNEL, Format, int4_group
+from fathom.spec.model import Mla
 from fathom.spec.work import (
-    absorbed_operations,
     causal_pairs,
     distinct_experts,
     expert_chances,
@@ -76,6 +76,16 @@ def expected_experts(num_experts: int, per_token: int, tokens: int) -> float:
 def visible_keys(shape: AttentionShape) -> int:
     """Pairs of a query and a key that it sees: a query at position p sees p + 1."""
     return sum(map(causal_pairs, shape.query_lens, shape.context_lens))
+
+
+def absorbed_operations(mla: Mla, heads: float, positions: float, pairs: float) -> float:
+    """Of attention over latents: queries go into the latents' space, and what heads find comes out
+    of it. `pairs`: a query and a key that it sees.
+
+    Source: DeepSeek-V2 report (arXiv 2405.04434), section 2.1.2.
+    """
+    up = heads * (mla.nope_dim + mla.v_dim) * mla.kv_lora_rank
+    return 2 * positions * up + 2 * heads * pairs * (mla.latent_dim + mla.kv_lora_rank)
 
 
 def _element(case: Case) -> int:

@@ -23,16 +23,6 @@ def gated_operations(hidden: int, inner: float) -> float:
     return 6 * hidden * inner
 
 
-def absorbed_operations(mla: Mla, heads: float, positions: float, pairs: float) -> float:
-    """Of attention over latents: queries go into the latents' space, and what heads find comes out
-    of it. `pairs`: a query and a key that it sees.
-
-    Source: DeepSeek-V2 report (arXiv 2405.04434), section 2.1.2.
-    """
-    up = heads * (mla.nope_dim + mla.v_dim) * mla.kv_lora_rank
-    return 2 * positions * up + 2 * heads * pairs * (mla.latent_dim + mla.kv_lora_rank)
-
-
 def expanded_operations(mla: Mla, heads: float, pairs: float) -> float:
     """Of attention over keys and values that were multiplied out of the latents; that product is a
     linear op of its own."""
