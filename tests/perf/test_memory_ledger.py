@@ -43,7 +43,7 @@ from fathom.spec.formats import (
 from fathom.spec.hardware import Device, Machine
 from fathom.spec.held import Quantization
 from fathom.spec.parallel import Layout, Shard
-from fathom.weights.synthetic import write_checkpoint
+from tests.weights.synthetic import write_checkpoint
 from tests.perf.allocated import load, storage_bytes
 from tests.spec.published_configs import DEEPSEEK_V2_LITE
 from tests.weights.published_layouts import QUANTIZED

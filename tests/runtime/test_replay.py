@@ -19,7 +19,7 @@ from fathom.runtime.replay import ReplayedModel
 from fathom.spec.deepseek import parse_config
 from fathom.spec.deepseek_params import parameter_table
 from fathom.spec.parallel import Shard
-from fathom.weights.synthetic import random_parameter
+from tests.weights.synthetic import random_parameter
 from tests.models.paged_runs import PagedRun
 
 PAGE_SIZE, ROWS = 16, 4
