@@ -1,4 +1,4 @@
-"""What holds between sequences, order, pages and the prefix tree after every call of the scheduler."""
+"""What holds between sequences, their order, pages and the prefix tree after every call."""
 
 from __future__ import annotations
 

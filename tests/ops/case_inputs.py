@@ -86,7 +86,7 @@ def make_inputs(case: Case, device: torch.device, draw: Draw | None = None) -> I
 
 
 def run_case(backend: Backend, case: Case, inputs: Inputs) -> dict[str, torch.Tensor]:
-    """All that the call gives and writes, by name. Tensors that it writes are changed in `inputs`."""
+    """All that the call gives and writes, by name. Tensors that it writes change in `inputs`."""
     result = getattr(backend, case.op)(**held_inputs(backend, case, inputs))
     seen = _WRITTEN.get(case.op, ())
     outputs = {name: inputs[name] for name in seen if inputs.get(name) is not None}

@@ -150,9 +150,7 @@ def test_tokens_equal_the_naive_implementation(rows: list[SampleRow], seed: int)
 def test_a_row_does_not_depend_on_its_batch(rows: list[SampleRow], seed: int) -> None:
     logits = torch.from_numpy(_logits(seed, len(rows)))
     together = _sample(logits.clone(), rows).tolist()
-    alone = [
-        int(_sample(logits[i : i + 1].clone(), [row])) for i, row in enumerate(rows)
-    ]
+    alone = [int(_sample(logits[i : i + 1].clone(), [row])) for i, row in enumerate(rows)]
     assert together == alone
 
 

@@ -274,13 +274,14 @@ def test_steps_prepared_ahead_give_the_same_tokens(seed: int) -> None:
     rng = random.Random(seed)
     worker, clients, pages = make_worker(4), [], iter(range(512))
     for i, prompt in enumerate(_prompts(rng, 4)):
+        max_tokens = rng.randint(1, 12)
         sampling = SamplingParams(
             temperature=rng.choice([0.3, 1.0]),
             presence_penalty=rng.choice([0.0, 0.5]),
             repetition_penalty=rng.choice([1.0, 1.3]),
-            min_tokens=rng.choice([0, 5]),
+            min_tokens=rng.choice([0, min(5, max_tokens)]),
             stop_token_ids=(2, 3),
-            max_tokens=rng.randint(1, 12),
+            max_tokens=max_tokens,
         )
         clients.append(Client(i, prompt, sampling, seed=rng.randrange(2**62)))
     waiting, running, dropped, step = list(clients), [], (), 0

@@ -99,7 +99,7 @@ def read_json(file: Path) -> dict[str, object]:
 
 
 def check_directory(path: Path) -> None:
-    """Raises: CheckpointError where `path` is no directory, with what it may have been meant for."""
+    """Raises: CheckpointError where `path` is no directory, with what may have been meant."""
     try:
         if not path.is_dir():
             raise _no_directory(path)

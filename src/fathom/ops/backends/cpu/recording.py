@@ -74,7 +74,7 @@ class Recording:
         address = ctypes.cast(getattr(self._kernels, f"{name}_call"), ctypes.c_void_p).value
 
         def call(*arguments: Any) -> bytes | None:
-            words = [address, *map(_word, arguments, function.argtypes)]
+            words = [address or 0, *map(_word, arguments, function.argtypes)]
             self._calls.extend([*words, *[0] * (_CALL_WORDS - len(words))])
             self._arguments.append(arguments)
             failed: bytes | None = function(*arguments)
