@@ -130,7 +130,8 @@ class Worker:
         prompt_logprobs = {
             segment.entry.id: scores
             for segment in segments
-            if (scores := tuple(self._score_prompt(segment, hidden)))
+            if segment.state.admission.sampling.prompt_logprobs is not None
+            and (scores := tuple(self._score_prompt(segment, hidden)))
         }
         tokens: dict[int, tuple[int, ...]] = {}
         logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
@@ -152,9 +153,10 @@ class Worker:
         """Log-probabilities of the prompt tokens of this chunk, each from the position before."""
         admission, state = segment.state.admission, segment.state
         num_top = admission.sampling.prompt_logprobs
+        assert num_top is not None
         first, end = segment.span.start, segment.span.start + segment.span.length
         end = min(end, admission.num_prompt)
-        if num_top is None or end <= first:
+        if end <= first:
             return
         states = hidden[segment.first_row : segment.first_row + end - 1 - first]
         first += 1
@@ -178,10 +180,11 @@ class Worker:
     def _keep_hidden(self, segments: Sequence[Segment], hidden: torch.Tensor) -> None:
         """Keep the last hidden state of unfinished prompts: the next token is still to come."""
         for segment in segments:
-            state, wants = segment.state, self._drafter is not None
-            wants |= state.admission.sampling.prompt_logprobs is not None
+            state = segment.state
             state.last_hidden = None
-            if wants and not segment.entry.samples:
+            if segment.entry.samples:
+                continue
+            if self._drafter is not None or state.admission.sampling.prompt_logprobs is not None:
                 # A copy: a view would keep the whole step's states alive.
                 last = segment.first_row + segment.span.length - 1
                 state.last_hidden = hidden[last].clone()
