@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -70,13 +70,18 @@ class TimedWorker:
     def __init__(self, worker: Worker, steps: Steps) -> None:
         self._worker, self._steps = worker, steps
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Run a step."""
-        began = time.perf_counter()
-        result = self._worker.execute(plan)
-        self._steps.begin_s.append(began)
-        self._steps.end_s.append(time.perf_counter())
-        return result
+    def prepare(self, plan: StepPlan) -> Callable[[], StepResult]:
+        """What runs a step."""
+        run = self._worker.prepare(plan)
+
+        def timed() -> StepResult:
+            began = time.perf_counter()
+            result = run()
+            self._steps.begin_s.append(began)
+            self._steps.end_s.append(time.perf_counter())
+            return result
+
+        return timed
 
 
 class TimedHandle:

@@ -7,6 +7,7 @@
 #include "memory.h"
 #include "ops.h"
 #include "pack.h"
+#include "replay.h"
 
 using namespace fathom;
 
@@ -266,6 +267,18 @@ const char* fathom_mla_attend(const uint16_t* q, int64_t q_stride, const Matrix*
   const char* failed = mla_attend(
       {q, q_stride, absorb, expand, *cache, *batch, {cos, sin, is_interleaved != 0}, scale, out});
   return failed ? fail("%s", failed) : nullptr;
+}
+
+CALLABLE(fathom_linear)
+CALLABLE(fathom_rms_norm)
+CALLABLE(fathom_experts)
+CALLABLE(fathom_mla_write)
+CALLABLE(fathom_mla_attend)
+
+// One call after the other, up to one that fails.
+const char* fathom_replay(const Call* calls, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) CHECK(calls[i].run(calls[i].arguments));
+  return nullptr;
 }
 
 }  // extern "C"

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.core.radix import Node, RadixCache
+from tests.core.invariants import check_cache
 
 PAGE = 2
 
@@ -52,7 +53,7 @@ def test_a_page_that_comes_second_stays_its_owners() -> None:
     assert not cache.extend(second, "", [1, 2], 1)
     assert first == second
     assert first[0].refs == 2
-    assert cache.check() == ([0], 2)
+    assert check_cache(cache) == ([0], 2)
 
 
 def test_eviction_takes_the_least_recently_used_leaf_first() -> None:
@@ -64,7 +65,7 @@ def test_eviction_takes_the_least_recently_used_leaf_first() -> None:
     cache.lock(reused)
     cache.unlock(reused)
     assert [cache.evict() for _ in range(cache.num_idle)] == [2, 6, 8, 1, 0]
-    assert cache.check() == ([], 0)
+    assert check_cache(cache) == ([], 0)
 
 
 def test_what_is_locked_is_not_evicted() -> None:
@@ -100,11 +101,11 @@ def test_the_tree_equals_a_list_of_prefixes(calls: list[tuple[str, list[int], in
             pages[prefix] = next_page
             assert cache.extend(path, salt, tokens, next_page)
             next_page += 1
-        cache.check()
+        check_cache(cache)
         cache.unlock(path)
         model = [prefix for prefix in model if prefix not in prefixes] + prefixes[::-1]
         for _ in range(min(num_evicted, len(model))):
             assert cache.evict() == pages[model.pop(0)]
-        owned, num_locks = cache.check()
+        owned, num_locks = check_cache(cache)
         assert sorted(owned) == sorted(pages[prefix] for prefix in model)
         assert num_locks == 0

@@ -16,6 +16,7 @@ from fathom.core.types import (
     TokenLogprobs,
 )
 from fathom.errors import ConfigError, ContextLengthError, OverloadedError, RequestError
+from tests.core.invariants import check_scheduler
 from tests.core.naive import Rotating
 
 EOS, STOP = 7, 8
@@ -84,7 +85,7 @@ def commit(
     """Every sampling entry gets `token_ids` (1 where none are given) and proposes `drafts`."""
     tokens = {entry.id: token_ids or (1,) for entry in plan.entries if entry.samples}
     events = scheduler.commit(plan, StepResult(plan.step, tokens, dict.fromkeys(tokens, drafts)))
-    scheduler.check()
+    check_scheduler(scheduler)
     return events
 
 
@@ -462,7 +463,7 @@ def test_cancel_frees_pages_at_once_or_after_the_step_in_flight() -> None:
         assert event is not None
         assert event.finish_reason == "abort"
         assert scheduler.cancel(name) is None
-        scheduler.check()
+        check_scheduler(scheduler)
     assert scheduler.stats().kv_usage > 0
     assert commit(scheduler, plan) == []
     assert scheduler.stats().kv_usage == 0
@@ -493,7 +494,7 @@ def test_fail_all_answers_everybody() -> None:
         ("b", "error", "the device is gone"),
     ]
     assert not scheduler.has_work
-    scheduler.check()
+    check_scheduler(scheduler)
 
 
 def test_the_first_event_tells_the_queueing_time() -> None:

@@ -13,6 +13,7 @@ from fathom.core.executor import Capacity, Handle
 from fathom.core.scheduler import Scheduler, SchedulerConfig
 from fathom.core.types import Request, SamplingParams, StepPlan, TokenEvent
 from fathom.errors import ContextLengthError, OverloadedError
+from tests.core.invariants import check_scheduler
 from tests.core.naive import Rotating, naive_answer
 from tests.core.simulated import PseudoModel, SimulatedExecutor
 
@@ -211,7 +212,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def integrity(self) -> None:
         if hasattr(self, "scheduler"):
-            self.scheduler.check()
+            check_scheduler(self.scheduler)
             assert self.scheduler.has_work == bool(self.live)
 
     def teardown(self) -> None:
@@ -225,7 +226,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.plan()
             if self.in_flight:
                 self.commit()
-            self.scheduler.check()
+            check_scheduler(self.scheduler)
             num_steps += 1
             assert num_steps < bound
         assert self.scheduler.stats().kv_usage == 0

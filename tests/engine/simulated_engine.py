@@ -12,7 +12,7 @@ from fathom.core.executor import Capacity
 from fathom.core.loop import EngineCore
 from fathom.core.scheduler import SchedulerConfig
 from fathom.core.types import Admission, SamplingParams, StepPlan, StepResult
-from fathom.engine.channel import Channel, ChannelClosed, in_process_pair
+from fathom.engine.channel import Channel, ChannelClosed
 from fathom.engine.messages import Configure, Died, Progress, Ready, pack_error
 from fathom.engine.processes import EngineServer
 from fathom.engine.text_side import model_directory
@@ -23,6 +23,7 @@ from fathom.spec.parallel import Layout
 from fathom.spec.plan import DeploymentPlan
 from fathom.weights.index import read_json
 from tests.core.simulated import PseudoModel, SimulatedExecutor, mix
+from tests.engine.in_process_channel import in_process_pair
 
 CAPACITY = Capacity(num_pages=256, page_size=16, max_batch_tokens=256, max_sequences=64, depth=2)
 EXIT_CODE = 0

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fathom.core.types import CoreStats, Request, SamplingParams, TokenEvent, TokenLogprobs
 from fathom.engine import sockets
-from fathom.engine.channel import ChannelClosed, SocketChannel, in_process_pair
+from fathom.engine.channel import ChannelClosed, SocketChannel
 from fathom.engine.messages import (
     Add,
     Cancel,
@@ -35,6 +35,7 @@ from fathom.engine.messages import (
     unpack_error,
 )
 from fathom.errors import ContextLengthError, EngineError, FathomError, OverloadedError
+from tests.engine.in_process_channel import in_process_pair
 
 Pair = tuple[Any, Any]
 

@@ -38,7 +38,7 @@ def random_words(
 
 
 def payload(matrix: PackedMatrix) -> bytes:
-    return ctypes.string_at(matrix.matrix.data, matrix.num_bytes)
+    return ctypes.string_at(matrix.matrix.data, matrix.matrix.num_bytes)
 
 
 def assert_same(stack: Sequence[Sequence[PackedInt4]], *, is_gated: bool = False) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from fathom.errors import ConfigError
 from fathom.perf.price import ApiPrice, CostAsked, Flow, built_in_prices, costs, priced
-from fathom.spec.catalogue import gpus
+from fathom.spec.catalogue import builtin_catalogue
 from fathom.spec.known import known_names
 
 API = ApiPrice(id="x", cache_hit=0.1, cache_miss=1.0, output=2.0, source="", date="")
@@ -52,7 +52,7 @@ def test_unknown_prices_stay_unknown() -> None:
 
 def test_every_price_is_of_something_known_and_has_a_source_and_a_date() -> None:
     prices = built_in_prices()
-    known = {one.id for one in gpus()}
+    known = {one.id for one in builtin_catalogue().gpus}
     models = {one.lower().removeprefix("deepseek-ai/") for one in known_names()}
     assert {one.id for one in prices.gpus} <= known
     for row in (*prices.apis, *prices.gpus):

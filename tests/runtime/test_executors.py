@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,14 +57,25 @@ class _Stuck:
     def __init__(self) -> None:
         self.release = threading.Event()
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        self.release.wait(30)
-        return StepResult(plan.step, {})
+    def prepare(self, plan: StepPlan) -> Callable[[], StepResult]:
+        def run() -> StepResult:
+            self.release.wait(30)
+            return StepResult(plan.step, {})
+
+        return run
 
 
 class _Broken:
-    def execute(self, plan: StepPlan) -> StepResult:
-        raise MemoryError("no more of it")
+    """Fails when a step runs, or already when it is prepared."""
+
+    def __init__(self, fails_early: bool) -> None:
+        self._fails_early = fails_early
+
+    def prepare(self, plan: StepPlan) -> Callable[[], StepResult]:
+        def run() -> StepResult:
+            raise MemoryError("no more of it")
+
+        return run() if self._fails_early else run
 
 
 def test_a_step_that_is_late_is_an_error_that_names_it() -> None:
@@ -78,8 +90,9 @@ def test_a_step_that_is_late_is_an_error_that_names_it() -> None:
     executor.close()
 
 
-def test_a_failure_reaches_the_waiter_with_its_cause_and_ends_the_executor() -> None:
-    executor = LocalExecutor(_Broken(), _capacity(2))
+@pytest.mark.parametrize("fails_early", [False, True])
+def test_a_failure_reaches_the_waiter_with_its_cause_and_ends_it(fails_early: bool) -> None:
+    executor = LocalExecutor(_Broken(fails_early), _capacity(2))
     handle = executor.submit(StepPlan(1, ()))
     with pytest.raises(EngineError, match="MemoryError: no more of it") as caught:
         handle.wait(30)

@@ -3,12 +3,15 @@ other sizes, pages and caches ran in between: recordings share their memory."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 import torch
 
+from fathom.errors import EngineError
+from fathom.models.deepseek_v3 import DeepseekV3
 from fathom.models.registry import build_model
 from fathom.ops.backends.cpu.backend import CpuBackend
 from fathom.ops.comm import SingleRank
@@ -16,8 +19,8 @@ from fathom.runtime.replay import ReplayedModel
 from fathom.spec.deepseek import parse_config
 from fathom.spec.deepseek_params import parameter_table
 from fathom.spec.parallel import Shard
-from fathom.weights.synthetic import random_parameter
 from tests.models.paged_runs import PagedRun
+from tests.weights.synthetic import random_parameter
 
 PAGE_SIZE, ROWS = 16, 4
 CONFIG: dict[str, Any] = {
@@ -50,16 +53,20 @@ CHANGES: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("changes", CHANGES, ids=["latent_queries", "one_layer", "equal_sizes"])
-@torch.inference_mode()
-def test_replayed_steps_are_the_models_own(changes: dict[str, Any]) -> None:
+def _models(changes: dict[str, Any]) -> tuple[DeepseekV3, ReplayedModel]:
     spec = parse_config({**CONFIG, **changes})
     params = {row.name: random_parameter(row, seed=0) for row in parameter_table(spec)}
     ops = CpuBackend()
     model = build_model(
         spec, params, ops=ops, comm=SingleRank(), shard=Shard(), dtype=torch.bfloat16
     ).main
-    replayed, rng = ReplayedModel(model, ops, ROWS), Random(0)
+    return model, ReplayedModel(model, ops, ROWS)
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=["latent_queries", "one_layer", "equal_sizes"])
+@torch.inference_mode()
+def test_replayed_steps_are_the_models_own(changes: dict[str, Any]) -> None:
+    (model, replayed), rng = _models(changes), Random(0)
     run = PagedRun(model, PAGE_SIZE)
     sequences = [run.add() for _ in range(6)]
     caches = [run.cache.clone() for _ in range(2)]
@@ -67,7 +74,7 @@ def test_replayed_steps_are_the_models_own(changes: dict[str, Any]) -> None:
         chosen = rng.sample(sequences, rng.randint(1, len(sequences)))
         # Now and then a prompt's chunk, or a cache that no recording is of.
         lens = [rng.randint(1, 40) if rng.random() < 0.03 else 1 for _ in chosen]
-        token_ids = torch.tensor([rng.randrange(spec.vocab_size) for _ in range(sum(lens))])
+        token_ids = torch.tensor([rng.randrange(model.spec.vocab_size) for _ in range(sum(lens))])
         batch = run.batch(list(zip(chosen, lens, strict=True)))
         wanted = model.forward(token_ids, batch, run.cache)
         if step % 40 == 39:
@@ -78,3 +85,18 @@ def test_replayed_steps_are_the_models_own(changes: dict[str, Any]) -> None:
         assert torch.equal(caches[0].view(torch.int16), run.cache.view(torch.int16))
         for index, size in zip(chosen, lens, strict=True):
             run.computed[index] += size
+
+
+@torch.inference_mode()
+def test_a_call_that_fails_when_it_is_replayed_is_an_error() -> None:
+    """The kernels check again what they are given, and the calls after it do not run."""
+    model, replayed = _models({})
+    run, token_ids = PagedRun(model, PAGE_SIZE), torch.tensor([5])
+    batch = run.batch([(run.add(), 1)])
+    replayed.forward(token_ids, batch, run.cache)
+    beyond = replace(batch, slots=torch.tensor([run.num_pages * PAGE_SIZE]))
+    with pytest.raises(EngineError, match="slots: 4096 of 4096"):
+        replayed.forward(token_ids, beyond, run.cache)
+    assert torch.equal(
+        replayed.forward(token_ids, batch, run.cache), model.forward(token_ids, batch, run.cache)
+    )

@@ -13,11 +13,23 @@ from hypothesis import strategies as st
 from fathom.core.types import SamplingParams
 from fathom.errors import EngineError
 from fathom.ops.reference import ReferenceBackend
-from fathom.runtime.sampler import SampleRow, has_penalties, raw_logprobs, sample_tokens
+from fathom.runtime.sampler import (
+    SampleRow,
+    has_penalties,
+    logit_edits,
+    raw_logprobs,
+    sample_tokens,
+    sampling_rows,
+)
 from fathom.runtime.uniform import uniforms
 
 OPS = ReferenceBackend()
 V = 21
+
+
+def _sample(logits: torch.Tensor, rows: list[SampleRow]) -> torch.Tensor:
+    edits = logit_edits(rows, V, logits.device)
+    return sample_tokens(OPS, logits, sampling_rows(rows, logits.device), edits)
 
 
 def _naive_edit(logits: np.ndarray, row: SampleRow) -> np.ndarray:
@@ -127,7 +139,7 @@ def _logits(seed: int, rows: int) -> np.ndarray:
 @given(rows=st.lists(_rows(), min_size=1, max_size=5), seed=st.integers(0, 10**6))
 def test_tokens_equal_the_naive_implementation(rows: list[SampleRow], seed: int) -> None:
     logits = _logits(seed, len(rows))
-    tokens = sample_tokens(OPS, torch.from_numpy(logits.copy()), rows).tolist()
+    tokens = _sample(torch.from_numpy(logits.copy()), rows).tolist()
     for token, row, line in zip(tokens, rows, logits, strict=True):
         expected = _naive_sample(line, row)
         assert expected is None or token == expected
@@ -137,10 +149,8 @@ def test_tokens_equal_the_naive_implementation(rows: list[SampleRow], seed: int)
 @given(rows=st.lists(_rows(), min_size=2, max_size=5), seed=st.integers(0, 10**6))
 def test_a_row_does_not_depend_on_its_batch(rows: list[SampleRow], seed: int) -> None:
     logits = torch.from_numpy(_logits(seed, len(rows)))
-    together = sample_tokens(OPS, logits.clone(), rows).tolist()
-    alone = [
-        int(sample_tokens(OPS, logits[i : i + 1].clone(), [row])) for i, row in enumerate(rows)
-    ]
+    together = _sample(logits.clone(), rows).tolist()
+    alone = [int(_sample(logits[i : i + 1].clone(), [row])) for i, row in enumerate(rows)]
     assert together == alone
 
 
@@ -157,7 +167,7 @@ def test_draws_follow_the_filtered_distribution() -> None:
     ):
         line = np.random.default_rng(seed).normal(0, 1.5, V).astype(np.float32)
         rows = [SampleRow(sampling, seed, position) for position in range(count)]
-        tokens = sample_tokens(OPS, torch.from_numpy(np.tile(line, (count, 1))), rows)
+        tokens = _sample(torch.from_numpy(np.tile(line, (count, 1))), rows)
         found = Counter(tokens.tolist())
         expected = _naive_distribution(line.astype(np.float64), sampling)
         assert set(found) <= set(expected)
@@ -173,7 +183,7 @@ def test_plain_greedy_rows_are_not_edited() -> None:
     logits = torch.from_numpy(_logits(0, 3))
     before = logits.clone()
     rows = [SampleRow(SamplingParams(temperature=0.0), 0, i) for i in range(3)]
-    assert sample_tokens(OPS, logits, rows).tolist() == before.argmax(-1).tolist()
+    assert _sample(logits, rows).tolist() == before.argmax(-1).tolist()
     assert torch.equal(logits, before)
 
 
@@ -181,7 +191,7 @@ def test_forbidden_ids_yield_to_a_mask_that_allows_nothing_else() -> None:
     """min_tokens with a grammar that is at its end: the end comes, rather than nonsense."""
     mask = np.packbits(np.arange(V) == 5, bitorder="little").tobytes()
     row = SampleRow(SamplingParams(temperature=0.0), 0, 0, forbidden=(5,), mask=mask)
-    assert sample_tokens(OPS, torch.from_numpy(_logits(1, 1)), [row]).tolist() == [5]
+    assert _sample(torch.from_numpy(_logits(1, 1)), [row]).tolist() == [5]
 
 
 @pytest.mark.parametrize("broken", ["nan", "mask"])
@@ -194,7 +204,7 @@ def test_a_row_without_a_choice_is_an_error(broken: str) -> None:
         mask = bytes((V + 7) // 8)
     row = SampleRow(SamplingParams(), 0, 0, mask=mask)
     with pytest.raises(EngineError, match="without a token to choose"):
-        sample_tokens(OPS, logits, [row, row])
+        _sample(logits, [row, row])
 
 
 def test_raw_logprobs_equal_numpy() -> None:

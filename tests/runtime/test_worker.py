@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -262,6 +263,52 @@ def test_sampled_tokens_do_not_depend_on_steps_or_drafts(seed: int, num_drafts: 
     ]
     driver.run(clients)
     for client in clients:
+        assert client.outputs == _naive_sampled(client)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_steps_prepared_ahead_give_the_same_tokens(seed: int) -> None:
+    """Every step is prepared before the one before it runs, as the executor does: its tokens, and
+    what penalties and min_tokens see, are still to come. Sequences begin, and end, in between."""
+    rng = random.Random(seed)
+    worker, clients, pages = make_worker(4), [], iter(range(512))
+    for i, prompt in enumerate(_prompts(rng, 4)):
+        max_tokens = rng.randint(1, 12)
+        sampling = SamplingParams(
+            temperature=rng.choice([0.3, 1.0]),
+            presence_penalty=rng.choice([0.0, 0.5]),
+            repetition_penalty=rng.choice([1.0, 1.3]),
+            min_tokens=rng.choice([0, min(5, max_tokens)]),
+            stop_token_ids=(2, 3),
+            max_tokens=max_tokens,
+        )
+        clients.append(Client(i, prompt, sampling, seed=rng.randrange(2**62)))
+    waiting, running, dropped, step = list(clients), [], (), 0
+    runs: list[Callable[[], StepResult]] = []
+    while waiting or running or dropped:
+        entries = [PlanEntry(c.id, len(c.prompt) + c.computed, None) for c in running]
+        if waiting and rng.random() < 0.5:
+            client = waiting.pop()
+            running.append(client)
+            own = tuple(next(pages) for _ in range((len(client.prompt) + 15) // 4))
+            admission = Admission((), len(client.prompt), client.sampling, client.seed, (1,))
+            prompt = tuple(client.prompt)
+            entries.append(PlanEntry(client.id, 0, prompt, own, admission=admission))
+            client.computed = -1  # of its outputs
+        step += 1
+        runs.append(worker.prepare(StepPlan(step, tuple(entries), dropped)))
+        for client in running:
+            client.computed += 1
+        ended = [c for c in running if c.computed + 1 == c.sampling.max_tokens]
+        dropped = tuple(client.id for client in ended)
+        running = [client for client in running if client not in ended]
+        is_over = not (waiting or running or dropped)
+        while len(runs) > (0 if is_over else 1):
+            for id, tokens in runs.pop(0)().tokens.items():
+                clients[id].outputs += tokens
+    for client in clients:
+        assert len(client.outputs) == client.sampling.max_tokens
         assert client.outputs == _naive_sampled(client)
 
 

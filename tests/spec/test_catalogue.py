@@ -13,7 +13,6 @@ from fathom.spec.catalogue import (
     find_cpu,
     find_gpu,
     find_link,
-    gpus,
     parse_cluster,
 )
 from fathom.spec.hardware import Gpu
@@ -61,7 +60,7 @@ def test_every_row_is_a_machine_that_can_be() -> None:
         assert find_link(gpu.network, catalogue).kind == "network"
 
 
-@pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.id)
+@pytest.mark.parametrize("gpu", builtin_catalogue().gpus, ids=lambda gpu: gpu.id)
 def test_ids_and_names_find_themselves(gpu: Gpu) -> None:
     assert find_gpu(gpu.id) is gpu
     assert find_gpu(gpu.name) is gpu
@@ -112,7 +111,7 @@ def test_a_name_of_several_sizes_says_them() -> None:
 def test_an_unknown_gpu_gets_names_that_exist(name: str) -> None:
     with pytest.raises(ConfigError, match="--gpu") as caught:
         find_gpu(name)
-    assert any(gpu.id in caught.value.wanted for gpu in gpus())
+    assert any(gpu.id in caught.value.wanted for gpu in builtin_catalogue().gpus)
     assert len(caught.value.found) < 150
 
 

@@ -94,5 +94,5 @@ def test_stages_are_even_and_in_order(num_layers: int, num_mtp: int, pp: int) ->
 
 @pytest.mark.parametrize("tp", [3, 16])
 def test_key_heads_are_repeated_where_that_comes_out_even(tp: int) -> None:
-    with pytest.raises(ConfigError, match="2 key heads"):
+    with pytest.raises(ConfigError, match="num_attention_heads 8"):
         check_layout(MODELS[1], Layout(tp=tp))

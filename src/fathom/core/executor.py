@@ -43,7 +43,7 @@ class Executor(Protocol):
     capacity: Capacity
 
     def submit(self, plan: StepPlan) -> Handle:
-        """Start a step and return at once.
+        """Start a step, without waiting for those before it.
 
         At most `capacity.depth` plans may be in flight: neither done nor waited for.
         Raises: EngineError over that depth, after `close`, and once a step has failed.

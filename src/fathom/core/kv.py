@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from fathom.core.pages import PagePool
 from fathom.core.promises import Promises
 from fathom.core.radix import RadixCache
@@ -103,7 +101,7 @@ class KvSpace:
         """Take back everything: shared pages stay cached, private ones become free."""
         assert not sequence.in_flight, "pages of a sequence in flight"
         self._keep_promise(sequence)
-        self._pool.give(_private_pages(sequence))
+        self._pool.give(private_pages(sequence))
         self._cache.unlock(sequence.path)
         sequence.path, sequence.pages = [], []
 
@@ -120,21 +118,8 @@ class KvSpace:
     def _num_pages_for(self, num_positions: int) -> int:
         return -(-num_positions // self.page_size)
 
-    def check(self, holders: Iterable[Sequence]) -> None:
-        """Assert that each page has one owner and each lock a holder; `holders` are all that
-        hold pages."""
-        owned, num_locks = self._cache.check()
-        num_promised = 0
-        for sequence in holders:
-            owned += _private_pages(sequence)
-            num_promised += sequence.promised // self.page_size
-            num_locks -= len(sequence.path)
-        self._pool.check(owned)
-        assert not num_locks, f"{num_locks} locks that no sequence holds"
-        assert len(self._promises) == num_promised, "promises that no sequence keeps"
 
-
-def _private_pages(sequence: Sequence) -> list[int]:
+def private_pages(sequence: Sequence) -> list[int]:
     """Pages that are not the tree's: not full, not committed, or equal to one that was first."""
     path, pages = sequence.path, sequence.pages
     doubles = [page for node, page in zip(path, pages, strict=False) if node.page != page]

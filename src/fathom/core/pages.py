@@ -45,9 +45,3 @@ class PagePool:
             assert not self._is_free[page], f"page {page} returned twice"
             self._is_free[page] = 1
             self._free.append(page)
-
-    def check(self, owned: Iterable[int]) -> None:
-        """Assert that `owned` and the free pages are all the pages, each exactly once."""
-        pages = sorted([*owned, *self._free])
-        assert pages == list(range(self.num_pages)), f"lost, shared or doubled pages: {pages}"
-        assert sum(self._is_free) == len(self._free)

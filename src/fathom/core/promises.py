@@ -27,15 +27,6 @@ class Promises:
         self._page_size = page_size
         self._roots: dict[str, _Node] = {}
 
-    def __len__(self) -> int:
-        """Pages that are promised, each counted once for each sequence that promises it."""
-        total, stack = 0, list(self._roots.values())
-        while stack:
-            node = stack.pop()
-            total += node.holders
-            stack += node.children.values()
-        return total
-
     def add(self, salt: str, token_ids: Sequence[int]) -> None:
         """Promise the whole pages of `token_ids`."""
         node = self._roots.setdefault(salt, _Node())

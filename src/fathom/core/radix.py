@@ -103,28 +103,3 @@ class RadixCache:
         start = index * self._page_size
         ids = tuple(token_ids[start : start + self._page_size])
         return ids if index else (salt, ids)
-
-    def check(self) -> tuple[list[int], int]:
-        """Assert what the head of this file promises; gives the tree's pages and its locks."""
-        pages, num_locks = [], 0
-        idle: set[Node] = set()
-        stack = list(self._root.children.values())
-        while stack:
-            node = stack.pop()
-            assert node.parent is not None
-            assert node.parent.children[node.key] is node
-            assert isinstance(node.key, tuple)
-            ids = node.key[1] if node.parent is self._root else node.key
-            assert len(ids) == self._page_size, "a page that was not full"
-            assert node.refs >= sum(child.refs for child in node.children.values())
-            pages.append(node.page)
-            num_locks += node.refs
-            stack += node.children.values()
-            if not node.refs:
-                idle.add(node)
-        assert idle == set(self._idle)
-        seen: set[Node] = set()
-        for node in self._idle:
-            assert seen.issuperset(node.children.values()), "a parent would be evicted first"
-            seen.add(node)
-        return pages, num_locks

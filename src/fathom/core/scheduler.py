@@ -425,16 +425,3 @@ class Scheduler:
             steps=self._committed_step,
             **self._counts,
         )
-
-    def check(self) -> None:
-        """Assert the invariants between sequences, order and pages; for tests."""
-        for order in (self._waiting, self._running):
-            assert [s.key for s in order] == sorted(s.key for s in order)
-        assert len(self._running) <= self._max_running
-        assert all(s.status is Status.RUNNING for s in self._running)
-        assert not any(s.pages or s.path or s.in_flight for s in self._waiting)
-        live = {s.id for s in self._waiting + self._running}
-        ended = [s for s in self._sequences.values() if s.id not in live]
-        assert live == set(self._ids.values())
-        assert all(s.status is Status.FINISHED and s.in_flight for s in ended)
-        self._kv.check(self._sequences.values())

@@ -1,19 +1,17 @@
 """The channel seam: messages between the API's side and the engine's side, in order.
 
-Two implementations pass one conformance suite: queues in one process, and a Unix socket with
-length-prefixed msgpack. Neither knows what the messages mean.
+A Unix socket with length-prefixed msgpack, which does not know what the messages mean. Tests put
+queues in its place, under the same conformance suite.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import struct
 import threading
 import time
-from collections import deque
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -63,74 +61,6 @@ class Channel(Protocol[Sent_contra, Received_co]):
     def close(self) -> None:
         """End both directions; idempotent. The other end still receives what was sent."""
         ...
-
-
-class _Mailbox(Generic[Received]):
-    """One direction of an in-process channel. The eventfd is readable while something waits."""
-
-    def __init__(self) -> None:
-        self._items: deque[Received] = deque()
-        self._lock = threading.Lock()
-        self._is_closed = False
-        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def __del__(self) -> None:
-        os.close(self.fd)
-
-    def put(self, item: Received) -> None:
-        with self._lock:
-            if self._is_closed:
-                raise ChannelClosed("closed")
-            self._items.append(item)
-            os.eventfd_write(self.fd, 1)
-
-    def get(self) -> Received | None:
-        with self._lock:
-            if not self._items:
-                if self._is_closed:
-                    raise ChannelClosed("closed")
-                return None
-            item = self._items.popleft()
-            if not self._items and not self._is_closed:
-                os.eventfd_read(self.fd)
-            return item
-
-    def close(self, *, drop: bool) -> None:
-        with self._lock:
-            self._is_closed = True
-            if drop:
-                self._items.clear()
-            os.eventfd_write(self.fd, 1)
-
-
-class InProcessChannel(Generic[Sent, Received]):
-    """A channel between two threads; messages are handed over as they are."""
-
-    def __init__(self, outbox: _Mailbox[Sent], inbox: _Mailbox[Received]) -> None:
-        self._outbox, self._inbox = outbox, inbox
-
-    def send(self, message: Sent) -> None:
-        self._outbox.put(message)
-
-    def receive(self, timeout_s: float) -> Received | None:
-        message = self._inbox.get()
-        if message is None and timeout_s > 0 and _wait(self._inbox.fd, select.POLLIN, timeout_s):
-            message = self._inbox.get()
-        return message
-
-    def fileno(self) -> int:
-        return self._inbox.fd
-
-    def close(self) -> None:
-        self._outbox.close(drop=False)
-        self._inbox.close(drop=True)
-
-
-def in_process_pair() -> tuple[InProcessChannel[Any, Any], InProcessChannel[Any, Any]]:
-    """The two ends of a channel within this process."""
-    there: _Mailbox[Any] = _Mailbox()
-    back: _Mailbox[Any] = _Mailbox()
-    return InProcessChannel(there, back), InProcessChannel(back, there)
 
 
 class SocketChannel(Generic[Sent, Received]):

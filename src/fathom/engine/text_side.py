@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from fathom.config import EngineConfig
 from fathom.core.types import SamplingParams
 from fathom.engine.generation_config import default_sampling
-from fathom.errors import CheckpointError
 from fathom.text.chat import ChatTemplate, choose_template
 from fathom.text.tokenizer import Tokenizer
 from fathom.weights.embedded import embedded_path
-from fathom.weights.index import read_json
-
-# The name of a repository on Hugging Face, which people give where a directory is wanted.
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+from fathom.weights.index import check_directory, read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +30,7 @@ def model_directory(config: EngineConfig) -> Path:
     """
     if config.model is None:
         return embedded_path()
-    return _directory(config.model, "--model")
+    return _directory(config.model)
 
 
 def load_text(config: EngineConfig) -> TextSide:
@@ -52,19 +47,11 @@ def load_text(config: EngineConfig) -> TextSide:
 def tokenizer_directory(config: EngineConfig) -> Path:
     """Where the tokenizer's files are. Raises: CheckpointError where that is no directory."""
     if config.tokenizer:
-        return _directory(config.tokenizer, "--tokenizer")
+        return _directory(config.tokenizer)
     return model_directory(config)
 
 
-def _directory(name: str, flag: str) -> Path:
+def _directory(name: str) -> Path:
     path = Path(name).expanduser()
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{flag} is not a directory",
-            found=name,
-            wanted="a directory with the files of a checkpoint",
-            fix=f"fathom downloads nothing: hf download {name} --local-dir DIR, then give DIR"
-            if _REPOSITORY.fullmatch(name) and not path.exists()
-            else "give the directory that holds config.json and the .safetensors files",
-        )
+    check_directory(path)
     return path

@@ -8,9 +8,7 @@ from itertools import chain
 import torch
 
 from fathom.errors import CheckpointError
-from fathom.ops.quant.fp8_block import quantize_fp8
-from fathom.ops.quant.int4_group import quantize_int4
-from fathom.ops.quant.int8_channel import quantize_int8
+from fathom.ops.quant.into import quantize
 from fathom.ops.quant.packed import PackedInt4
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.formats import Format
@@ -29,7 +27,7 @@ def joined(
     """
     parts = [part.unpacked() if isinstance(part, PackedInt4) else part for part in lent]
     if format is not None:
-        parts = [_quantised(part, format) for part in parts]
+        parts = [quantize(p, format) if isinstance(p, torch.Tensor) else p for p in parts]
     quantised = [part for part in parts if isinstance(part, QTensor)]
     if len(quantised) == len(parts) and _shares_blocks(quantised):
         joined = zip(*(part.tensors for part in quantised), strict=True)
@@ -69,17 +67,6 @@ def stacked(
         for stack, one in zip(stacks, part.tensors, strict=True):
             stack[index] = one
     return first.with_tensors(stacks)
-
-
-def _quantised(part: Weight, format: Format) -> Weight:
-    if isinstance(part, QTensor):
-        return part
-    if format.name == "int8":
-        return quantize_int8(part)
-    if format.name == "int4":
-        assert format.block is not None
-        return quantize_int4(part, format.block[1])
-    return quantize_fp8(part, format)
 
 
 def _plain(weight: Weight, dtype: torch.dtype) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast, get_args
 
 from fathom.config import EngineConfig
 from fathom.errors import ConfigError
-from fathom.spec.deepseek_params import check_tensor_parallel
+from fathom.spec.families import check_tensor_parallel
 from fathom.spec.formats import BFLOAT16, FLOAT32, FP8_LATENT, Format
 from fathom.spec.hardware import Machine
 from fathom.spec.held import Quantization

@@ -80,7 +80,8 @@ class KernelStep:
             project = (kept + 3) * tokens * hidden * _BF16
             again = batch + angles + max(self._attention(kept + 1), self._mlp(kept + 3))
             peak = max(peak, again, project)
-        return batch + peak
+        # Where nothing waits for drafts, the batch of the next step is made while this one runs.
+        return batch + peak + (0 if self.num_drafts else batch)
 
     def recorded_bytes(self) -> int:
         """What recordings of small decode steps share: blocks of as many rows as one may have, of

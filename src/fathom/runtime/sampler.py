@@ -52,12 +52,13 @@ def has_penalties(sampling: SamplingParams) -> bool:
     )
 
 
-def sample_tokens(ops: Backend, logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
+def sample_tokens(
+    ops: Backend, logits: torch.Tensor, draws: SamplingRows, edits: LogitEdits | None
+) -> torch.Tensor:
     """One token per row, [R] int64. `logits` [R, V] float32 are overwritten.
 
     Raises: EngineError where a row has no token to choose from: not a number, or all masked.
     """
-    edits = _edits(rows, logits.shape[1], logits.device)
     if edits is not None:
         ops.mask_logits(logits, edits)
     found = [best for best in ops.largest(logits).tolist() if not isfinite(best)]
@@ -67,7 +68,7 @@ def sample_tokens(ops: Backend, logits: torch.Tensor, rows: Sequence[SampleRow])
             found=f"largest logits {found}",
             wanted="finite numbers, and masks that allow a token",
         )
-    return ops.sample(logits, _sampling_rows(rows, logits.device))
+    return ops.sample(logits, draws)
 
 
 def raw_logprobs(
@@ -95,7 +96,8 @@ def raw_logprobs(
     )
 
 
-def _sampling_rows(rows: Sequence[SampleRow], device: torch.device) -> SamplingRows:
+def sampling_rows(rows: Sequence[SampleRow], device: torch.device) -> SamplingRows:
+    """How rows are drawn. Depends on nothing that a step computes."""
     drawn = [i for i, row in enumerate(rows) if row.sampling.temperature >= _GREEDY_BELOW]
     if not drawn:
         return _nothing_drawn(device)
@@ -118,8 +120,10 @@ def _nothing_drawn(device: torch.device) -> SamplingRows:
     return SamplingRows(ints, floats, ints, floats, floats, floats.double())
 
 
-def _edits(rows: Sequence[SampleRow], vocab_size: int, device: torch.device) -> LogitEdits | None:
-    """None where no row asks for a change: the usual case, which costs nothing."""
+def logit_edits(
+    rows: Sequence[SampleRow], vocab_size: int, device: torch.device
+) -> LogitEdits | None:
+    """What rows change in their logits; None where none of them asks for a change."""
     masks = _masks(rows, vocab_size, device)
     biases = _all_biases(rows, vocab_size, device)
     penalties = _penalties(rows, device)

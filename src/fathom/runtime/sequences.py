@@ -28,11 +28,6 @@ class SequenceState:
     _counts: Counter[int] | None = field(default=None, init=False)
     _num_counted: int = field(default=0, init=False)
 
-    @property
-    def num_outputs(self) -> int:
-        """Output tokens known so far."""
-        return len(self.token_ids) - self.admission.num_prompt
-
     def set_tokens(self, start: int, tokens: Sequence[int]) -> None:
         """State the tokens from position `start` on; what stood there and after is forgotten."""
         if self.token_ids[start:] != list(tokens):
@@ -56,27 +51,52 @@ class SequenceState:
 class Segment:
     """One entry's rows in a step: `span` says which positions, `first_row` where they begin.
 
-    `token_ids` are the tokens at those positions; the last `entry.drafts` of them are guesses.
+    The tokens at the last `entry.drafts` of the positions are guesses.
     """
 
     entry: PlanEntry
     state: SequenceState
     span: Span
     first_row: int
-    token_ids: tuple[int, ...]
 
     @property
     def num_known(self) -> int:
         """Tokens that are no drafts."""
-        return len(self.token_ids) - len(self.entry.drafts)
+        return self.span.length - len(self.entry.drafts)
+
+    @property
+    def num_outputs(self) -> int:
+        """Output tokens up to and with the last that is no draft."""
+        return self.span.start + self.num_known - self.state.admission.num_prompt
 
     @property
     def sample_rows(self) -> range:
         """Rows whose logits yield tokens: the last known one's, and the drafts'."""
         if not self.entry.samples:
             return range(0)
-        end = self.first_row + len(self.token_ids)
+        end = self.first_row + self.span.length
         return range(end - 1 - len(self.entry.drafts), end)
+
+    def begin(self) -> None:
+        """Take over the entry's tokens, once the steps before this one have run.
+
+        Raises: EngineError where they do not follow from those steps.
+        """
+        entry, known = self.entry, len(self.state.token_ids)
+        if entry.tokens is not None:
+            if known < entry.start:
+                raise EngineError(
+                    f"sequence {entry.id} starts at position {entry.start}",
+                    found=f"{known} known tokens",
+                    wanted="no gap",
+                )
+            self.state.set_tokens(entry.start, entry.tokens)
+        elif known != entry.start + 1:
+            raise EngineError(
+                f"sequence {entry.id}: the token at position {entry.start}",
+                found=f"{known} known tokens",
+                wanted="it to be the last one that was sampled",
+            )
 
 
 class Sequences:
@@ -90,7 +110,8 @@ class Sequences:
         return len(self._states)
 
     def update(self, plan: StepPlan) -> tuple[Segment, ...]:
-        """Apply a plan: forget, admit, extend. Gives the rows that the step computes.
+        """Apply a plan: forget, admit, extend. Gives the rows that the step computes. Tokens are
+        left to `Segment.begin`: the step before may still run.
 
         Raises: EngineError where the plan does not follow from the ones before it.
         """
@@ -103,7 +124,7 @@ class Sequences:
         first_row = 0
         for entry in plan.entries:
             segments.append(self._segment(entry, first_row))
-            first_row += entry.num_tokens
+            first_row += segments[-1].span.length
         return tuple(segments)
 
     def _segment(self, entry: PlanEntry, first_row: int) -> Segment:
@@ -113,32 +134,13 @@ class Sequences:
         if state is None:
             raise EngineError(f"sequence {entry.id}", found="an entry before its admission")
         self._pages.extend(state.row, entry.new_pages)
-        known = len(state.token_ids)
-        if entry.tokens is None:
-            if known != entry.start + 1:
-                raise EngineError(
-                    f"sequence {entry.id}: the token at position {entry.start}",
-                    found=f"{known} known tokens",
-                    wanted="it to be the last one that was sampled",
-                )
-            tokens: tuple[int, ...] = (state.token_ids[-1],)
-        else:
-            if known < entry.start:
-                raise EngineError(
-                    f"sequence {entry.id} starts at position {entry.start}",
-                    found=f"{known} known tokens",
-                    wanted="no gap",
-                )
-            tokens = entry.tokens
-            state.set_tokens(entry.start, tokens)
-        token_ids = (*tokens, *entry.drafts)
-        span = Span(state.row, entry.start, len(token_ids))
+        span = Span(state.row, entry.start, entry.num_tokens)
         if span.start + span.length > self._pages.capacity(state.row):
             raise EngineError(
                 f"sequence {entry.id}: positions up to {span.start + span.length - 1}",
                 found=f"pages for {self._pages.capacity(state.row)}",
             )
-        return Segment(entry, state, span, first_row, token_ids)
+        return Segment(entry, state, span, first_row)
 
     def _admit(self, sequence_id: int, admission: Admission) -> None:
         if sequence_id in self._states:

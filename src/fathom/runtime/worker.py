@@ -1,22 +1,27 @@
-"""Runs step plans on one rank: update, forward, sample, verify, draft."""
+"""Runs step plans on one rank: update, forward, sample, verify, draft.
+
+What does not wait for the tokens of the step before is made ready while that one still computes:
+the batch, the page table, how rows are drawn. What is left then is to put the tokens in.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import Protocol
 
 import torch
 
-from fathom.core.types import StepPlan, StepResult, TokenLogprobs
+from fathom.core.types import PlanEntry, StepPlan, StepResult, TokenLogprobs
 from fathom.ops.api import Backend
 from fathom.ops.batch import PagedBatch
 from fathom.ops.comm import Communicator
 from fathom.runtime.batch import PageTable
+from fathom.runtime.chooser import Chooser, SampledRows
 from fathom.runtime.drafts import Drafter, DraftModel
-from fathom.runtime.sampler import SampleRow, has_penalties, raw_logprobs, sample_tokens
+from fathom.runtime.sampler import raw_logprobs
 from fathom.runtime.sequences import Segment, Sequences
 
 # Prompt positions whose logits are held at once: 64 rows of 129,280 float32 are 33 MB.
@@ -51,17 +56,32 @@ class WorkerParts:
     clock: Callable[[], float] = time.perf_counter
 
 
-class Worker:
-    """One rank. Its state changes only in `execute`, which is called from one thread.
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step that is ready, but for the tokens of the `late` segments, at `late_rows`."""
 
-    Of several ranks the first one samples, and the others take its tokens. Were each to sample for
-    itself, a difference in one bit of the gathered logits or in the order of a parallel sum could
-    part them for ever, without a sign; and all but one would do work for nothing.
+    plan: StepPlan
+    segments: tuple[Segment, ...]
+    token_ids: torch.Tensor
+    batch: PagedBatch
+    late: list[Segment]
+    late_rows: torch.Tensor
+    sampled: SampledRows | None
+
+
+class Worker:
+    """One rank.
+
+    Steps are prepared in the order of their plans, by one thread, and run in that order, by one
+    thread. Where no tokens are drafted, the next step may be prepared while one runs: preparing
+    changes the page table and which sequences there are, running changes their tokens.
     """
 
     def __init__(self, parts: WorkerParts) -> None:
         self._model, self._ops, self._comm = parts.model, parts.ops, parts.comm
         self._kv_cache, self._clock = parts.kv_cache, parts.clock
+        self._device = parts.kv_cache.device
+        self._chooser = Chooser(parts.ops, parts.comm, self._device)
         self._pages = PageTable(parts.page_size)
         self._sequences = Sequences(self._pages)
         self._drafter = None
@@ -71,95 +91,72 @@ class Worker:
                 parts.kv_cache,
                 self._pages,
                 max_position=parts.max_position,
-                agree=self._agree,
+                agree=self._chooser.agree,
             )
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step. Raises: EngineError where the plan contradicts the ones before it."""
-        began = self._clock()
+        """Prepare a step and run it. Raises: EngineError as `prepare`."""
+        return self.prepare(plan)()
+
+    @torch.inference_mode()
+    def prepare(self, plan: StepPlan) -> Callable[[], StepResult]:
+        """What runs the step, once the steps before it have run.
+
+        Raises: EngineError where the plan contradicts the ones before it; so does what is given.
+        """
         segments = self._sequences.update(plan)
         if not segments:
-            return StepResult(plan.step, {}, elapsed_s=self._clock() - began)
+            return lambda: StepResult(plan.step, {})
+        late = [segment for segment in segments if segment.entry.tokens is None]
         token_ids, batch = self._pages.batch(
-            [token for segment in segments for token in segment.token_ids],
+            [token for segment in segments for token in _told(segment.entry)],
             [segment.span for segment in segments],
-            self._kv_cache.device,
+            self._device,
         )
-        hidden = self._model.forward(token_ids, batch, self._kv_cache)
-        prompt_logprobs = {
-            segment.entry.id: rows
-            for segment in segments
-            if (rows := tuple(self._score_prompt(segment, hidden)))
-        }
-        sampling = [segment for segment in segments if segment.entry.samples]
-        tokens, logprobs = self._sample(sampling, hidden) if sampling else ({}, {})
-        for segment in sampling:
-            segment.state.token_ids[segment.span.start + segment.num_known :] = tokens[
-                segment.entry.id
-            ]
-        drafts = {}
-        if self._drafter is not None:
-            drafts = self._drafter.propose(segments, hidden, tokens, plan.num_drafts)
-        self._keep_hidden(segments, hidden)
-        return StepResult(
-            plan.step, tokens, drafts, logprobs, prompt_logprobs, self._clock() - began
-        )
+        rows = torch.tensor([segment.first_row for segment in late], device=self._device)
+        sampled = self._chooser.rows_of(segments, len(token_ids))
+        return partial(self._run, _Step(plan, segments, token_ids, batch, late, rows, sampled))
 
-    def _sample(
-        self, segments: Sequence[Segment], hidden: torch.Tensor
-    ) -> tuple[dict[int, tuple[int, ...]], dict[int, tuple[TokenLogprobs, ...]]]:
-        """Accepted tokens, and log-probabilities where asked, by sequence id."""
-        index = [row for segment in segments for row in segment.sample_rows]
-        logits = self._model.logits(hidden[torch.tensor(index, device=hidden.device)])
-        # Masks are read here: a device that works by itself is still at the logits.
-        rows = [row for segment in segments for row in _sample_rows(segment, logits.shape[1])]
-        wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
-        raw = logits[torch.tensor(wanted, device=logits.device)] if wanted else None
-        if self._comm.rank == 0:
-            chosen = sample_tokens(self._ops, logits, rows)
-        else:
-            chosen = torch.zeros(len(rows), dtype=torch.int64, device=logits.device)
-        chosen = self._agree(chosen)
-        host = chosen.tolist()
-        scores: Iterator[TokenLogprobs] = iter(())
-        if raw is not None and self._comm.rank == 0:
-            tops = [rows[i].sampling.logprobs or 0 for i in wanted]
-            scores = iter(raw_logprobs(self._ops, raw, [host[i] for i in wanted], tops))
+    @torch.inference_mode()
+    def _run(self, step: _Step) -> StepResult:
+        began = self._clock()
+        segments, sampled = step.segments, step.sampled
+        for segment in segments:
+            segment.begin()
+        if step.late:
+            last = [segment.state.token_ids[-1] for segment in step.late]
+            step.token_ids[step.late_rows] = torch.tensor(last, device=self._device)
+        hidden = self._model.forward(step.token_ids, step.batch, self._kv_cache)
+        prompt_logprobs = {
+            segment.entry.id: scores
+            for segment in segments
+            if segment.state.admission.sampling.prompt_logprobs is not None
+            and (scores := tuple(self._score_prompt(segment, hidden)))
+        }
         tokens: dict[int, tuple[int, ...]] = {}
         logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
-        remaining = iter(host)
-        for segment, count in zip(segments, self._count_accepted(segments, chosen), strict=True):
-            num_rows = len(segment.sample_rows)
-            tokens[segment.entry.id] = tuple(islice(remaining, num_rows))[:count]
-            if segment.state.admission.sampling.logprobs is not None:
-                logprobs[segment.entry.id] = tuple(islice(scores, num_rows))[:count]
-        return tokens, logprobs
-
-    def _count_accepted(self, segments: Sequence[Segment], chosen: torch.Tensor) -> list[int]:
-        """How many of each segment's samples stand: 1, and 1 more for each draft that was right."""
-        width = max(len(segment.entry.drafts) for segment in segments)
-        if width == 0:
-            return [1] * len(segments)
-        num_drafts = torch.tensor([len(segment.entry.drafts) for segment in segments])
-        padded = [(*s.entry.drafts, *[-1] * (width - len(s.entry.drafts))) for s in segments]
-        starts = (num_drafts + 1).cumsum(0) - num_drafts - 1
-        # Columns past a segment's own rows hold other segments' samples; `verify` stops before.
-        columns = (starts[:, None] + torch.arange(width + 1)).clamp(max=len(chosen) - 1)
-        device = chosen.device
-        counts = self._ops.verify(
-            chosen[columns.to(device)], torch.tensor(padded, device=device), num_drafts.to(device)
+        if sampled is not None:
+            tokens, logprobs = self._chooser.choose(sampled, self._logits(hidden, sampled.rows))
+        drafts = {}
+        if self._drafter is not None:
+            drafts = self._drafter.propose(segments, hidden, tokens, step.plan.num_drafts)
+        self._keep_hidden(segments, hidden)
+        return StepResult(
+            step.plan.step, tokens, drafts, logprobs, prompt_logprobs, self._clock() - began
         )
-        accepted: list[int] = counts.tolist()
-        return accepted
+
+    def _logits(self, hidden: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """A function of its own, so that the copy of `rows` is gone when it returns."""
+        return self._model.logits(hidden if rows is None else hidden[rows])
 
     def _score_prompt(self, segment: Segment, hidden: torch.Tensor) -> Iterator[TokenLogprobs]:
         """Log-probabilities of the prompt tokens of this chunk, each from the position before."""
         admission, state = segment.state.admission, segment.state
         num_top = admission.sampling.prompt_logprobs
+        assert num_top is not None
         first, end = segment.span.start, segment.span.start + segment.span.length
         end = min(end, admission.num_prompt)
-        if num_top is None or end <= first:
+        if end <= first:
             return
         states = hidden[segment.first_row : segment.first_row + end - 1 - first]
         first += 1
@@ -183,75 +180,17 @@ class Worker:
     def _keep_hidden(self, segments: Sequence[Segment], hidden: torch.Tensor) -> None:
         """Keep the last hidden state of unfinished prompts: the next token is still to come."""
         for segment in segments:
-            state, wants = segment.state, self._drafter is not None
-            wants |= state.admission.sampling.prompt_logprobs is not None
+            state = segment.state
             state.last_hidden = None
-            if wants and not segment.entry.samples:
+            if segment.entry.samples:
+                continue
+            if self._drafter is not None or state.admission.sampling.prompt_logprobs is not None:
                 # A copy: a view would keep the whole step's states alive.
-                last = segment.first_row + len(segment.token_ids) - 1
+                last = segment.first_row + segment.span.length - 1
                 state.last_hidden = hidden[last].clone()
 
-    def _agree(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The first rank's `tokens` [R] on every rank."""
-        if self._comm.world_size == 1:
-            return tokens
-        return self._comm.all_gather(tokens, 0)[: len(tokens)]
 
-
-def _sample_rows(segment: Segment, vocab_size: int) -> Iterator[SampleRow]:
-    """What the segment's rows ask for: each sees the drafts before it as if accepted, for it is
-    only looked at if they are."""
-    entry, admission = segment.entry, segment.state.admission
-    sampling = admission.sampling
-    masks: list[bytes | None] = [None] * len(segment.sample_rows)
-    if entry.mask is not None:
-        bits = entry.mask.read()
-        size = len(bits) // len(masks)
-        masks = [bits[i * size : (i + 1) * size] for i in range(len(masks))]
-    limit = sampling.reasoning_limit
-    if limit is not None and segment.state.num_outputs + len(masks) > limit.num_tokens:
-        outputs = segment.state.token_ids[admission.num_prompt :]
-        for i in range(len(masks)):
-            if limit.is_reached([*outputs, *entry.drafts[:i]]):
-                masks[i] = _only(limit.end_id, vocab_size)
-    counts = segment.state.counts() if has_penalties(sampling) else None
-    ends = (*admission.eos_token_ids, *sampling.stop_token_ids)
-    tail = _tail(segment) if sampling.bad_token_ids else []
-    for i, mask in enumerate(masks):
-        if counts is not None and i > 0:
-            counts = counts.copy()
-            counts[entry.drafts[i - 1]] += 1
-        position = segment.state.num_outputs + i
-        yield SampleRow(
-            sampling=sampling,
-            seed=admission.seed,
-            position=position,
-            counts=counts,
-            forbidden=(
-                *(ends if position < sampling.min_tokens else ()),
-                *_last_of_bad(sampling.bad_token_ids, [*tail, *entry.drafts[:i]]),
-            ),
-            mask=mask,
-        )
-
-
-def _tail(segment: Segment) -> list[int]:
-    """The last outputs, as many as a bad sequence could begin with."""
-    admission = segment.state.admission
-    longest = max(map(len, admission.sampling.bad_token_ids)) - 1
-    ids = segment.state.token_ids
-    return ids[max(admission.num_prompt, len(ids) - longest) :]
-
-
-def _last_of_bad(sequences: tuple[tuple[int, ...], ...], outputs: Sequence[int]) -> Iterator[int]:
-    """The tokens that would make a bad sequence whole."""
-    for *begin, last in sequences:
-        if not begin or list(outputs[-len(begin) :]) == begin:
-            yield last
-
-
-def _only(token_id: int, vocab_size: int) -> bytes:
-    """A mask that allows one token."""
-    mask = bytearray(-(-vocab_size // 8))
-    mask[token_id // 8] = 1 << token_id % 8
-    return bytes(mask)
+def _told(entry: PlanEntry) -> tuple[int, ...]:
+    """An entry's tokens as far as its plan tells them, 0 for one that the step before samples."""
+    tokens = (0,) if entry.tokens is None else entry.tokens
+    return (*tokens, *entry.drafts) if entry.drafts else tokens

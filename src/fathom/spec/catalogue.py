@@ -71,11 +71,6 @@ def builtin_catalogue() -> Catalogue:
     return Catalogue(read_table("gpu"), read_table("cpu"), read_table("link"))
 
 
-def gpus() -> tuple[Gpu, ...]:
-    """Every GPU that fathom knows without being told."""
-    return builtin_catalogue().gpus
-
-
 def find_gpu(
     name: str, catalogue: Catalogue | None = None, *, memory_bytes: int | None = None
 ) -> Gpu:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fathom.errors import ConfigError
 from fathom.spec.formats import FLOAT32
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import ShardRule
@@ -35,25 +34,8 @@ def parameter_table(spec: ModelSpec, *, is_brief: bool = False) -> tuple[ParamSp
     return tuple(as_stored(rows, spec.weight_format, spec.dtype, spec.packing, spec.kept))
 
 
-def tensor_parallel_sizes(spec: ModelSpec, most: int = 64) -> tuple[int, ...]:
-    """The tensor-parallel sizes up to `most` that cut every sharded tensor evenly."""
-    sizes = [size for _, size in _divided(spec)]
-    return tuple(tp for tp in range(1, most + 1) if all(size % tp == 0 for size in sizes))
-
-
-def check_tensor_parallel(spec: ModelSpec, tp: int) -> None:
-    """Raises: ConfigError, with the sizes that work, where `tp` ranks cannot share the model."""
-    odd = [f"{name} {size}" for name, size in _divided(spec) if size % tp]
-    if odd:
-        works = ", ".join(str(size) for size in tensor_parallel_sizes(spec))
-        raise ConfigError(
-            "--tensor-parallel-size (tensor_parallel_size)",
-            found=f"{tp}, which does not divide the model's {' and '.join(odd)}",
-            wanted=f"one of {works}",
-        )
-
-
-def _divided(spec: ModelSpec) -> Iterator[tuple[str, int]]:
+def divided_sizes(spec: ModelSpec) -> Iterator[tuple[str, int]]:
+    """What tensor-parallel ranks must share evenly, by the names that config.json has for it."""
     yield "num_attention_heads", spec.mla.num_heads
     yield "vocab_size", spec.vocab_size
     if spec.dense_layers:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fathom.errors import ConfigError
-from fathom.spec import deepseek_params, dense
+from fathom.spec import dense
 from fathom.spec.deepseek import parse_config
+from fathom.spec.deepseek_params import divided_sizes, parameter_table
 from fathom.spec.dense import DenseSpec
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Layout
@@ -36,34 +37,42 @@ def parameters(model: Model, *, is_brief: bool = False) -> tuple[ParamSpec, ...]
     expert of each layer."""
     if isinstance(model, DenseSpec):
         return dense.dense_table(model)
-    return deepseek_params.parameter_table(model, is_brief=is_brief)
+    return parameter_table(model, is_brief=is_brief)
 
 
 def tensor_parallel_sizes(model: Model, most: int = 64) -> tuple[int, ...]:
     """The tensor-parallel sizes up to `most` that cut every sharded tensor evenly."""
-    if isinstance(model, ModelSpec):
-        return deepseek_params.tensor_parallel_sizes(model, most)
-    kv, cut = model.gqa.num_kv_heads, (model.gqa.num_heads, model.intermediate_size)
-    return tuple(
-        tp
-        for tp in range(1, most + 1)
-        if all(size % tp == 0 for size in (*cut, model.vocab_size))
-        and (kv % tp == 0 or tp % kv == 0)
-    )
+    return tuple(tp for tp in range(1, most + 1) if not _undivided(model, tp))
 
 
 def check_tensor_parallel(model: Model, tp: int) -> None:
     """Raises: ConfigError, with the sizes that work, where `tp` ranks cannot share the model."""
-    if isinstance(model, ModelSpec):
-        deepseek_params.check_tensor_parallel(model, tp)
-    elif tp not in (works := tensor_parallel_sizes(model, max(tp, 64))):
+    odd = _undivided(model, tp)
+    if odd:
         raise ConfigError(
             "--tensor-parallel-size (tensor_parallel_size)",
-            found=f"{tp}, which does not divide the model's {model.gqa.num_heads} heads, "
-            f"{model.gqa.num_kv_heads} key heads, {model.intermediate_size} inner and "
-            f"{model.vocab_size} vocabulary rows evenly",
-            wanted=f"one of {', '.join(map(str, works))}",
+            found=f"{tp}, which does not divide the model's {' and '.join(odd)}",
+            wanted=f"one of {', '.join(map(str, tensor_parallel_sizes(model, max(tp, 64))))}",
         )
+
+
+def _undivided(model: Model, tp: int) -> list[str]:
+    """What `tp` ranks cannot share evenly."""
+    if isinstance(model, ModelSpec):
+        return [f"{name} {size}" for name, size in divided_sizes(model) if size % tp]
+    gqa = model.gqa
+    odd = [
+        f"{name} {size}"
+        for name, size in (
+            ("num_attention_heads", gqa.num_heads),
+            ("vocab_size", model.vocab_size),
+            ("intermediate_size", model.intermediate_size),
+        )
+        if size % tp
+    ]
+    if gqa.num_kv_heads % tp and tp % gqa.num_kv_heads:
+        odd.append(f"num_key_value_heads {gqa.num_kv_heads}")
+    return odd
 
 
 def num_experts(model: Model) -> int:

@@ -1,5 +1,5 @@
-"""The parameter table's row. One table drives open, verify, synthetic weights, sharding, memory
-planning and FLOP counts."""
+"""The parameter table's row. One table drives opening, checking and writing checkpoints, sharding,
+memory planning and FLOP counts."""
 
 from __future__ import annotations
 
@@ -50,11 +50,6 @@ class ParamSpec:
     def parts(self) -> tuple[StoredPart, ...]:
         """The tensors that a checkpoint stores for this, the one with the values first."""
         return stored_parts(self.name, self.shape, self.format, self.packing)
-
-    @property
-    def scale_name(self) -> str | None:
-        """Name of the tensor of scales that is stored with this one."""
-        return next((part.name for part in self.parts if part.role == "scale"), None)
 
     @property
     def num_elements(self) -> int:

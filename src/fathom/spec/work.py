@@ -1,7 +1,7 @@
 """What parts of a model move and compute at least, as pure counts of shapes and formats.
 
 Two operations for a multiply-add of a product of matrices, none for anything else. They know no
-machine. `ops/costs.py` adds the calls of ops to them, `perf/cost.py` layouts and time.
+machine. `bench/ops_costs.py` adds the calls of ops to them, `perf/cost.py` layouts and time.
 """
 
 from __future__ import annotations
@@ -21,16 +21,6 @@ def gated_bytes(form: Format, hidden: int, inner: int) -> int:
 def gated_operations(hidden: int, inner: float) -> float:
     """Operations of a gated MLP for one token."""
     return 6 * hidden * inner
-
-
-def absorbed_operations(mla: Mla, heads: float, positions: float, pairs: float) -> float:
-    """Of attention over latents: queries go into the latents' space, and what heads find comes out
-    of it. `pairs`: a query and a key that it sees.
-
-    Source: DeepSeek-V2 report (arXiv 2405.04434), section 2.1.2.
-    """
-    up = heads * (mla.nope_dim + mla.v_dim) * mla.kv_lora_rank
-    return 2 * positions * up + 2 * heads * pairs * (mla.latent_dim + mla.kv_lora_rank)
 
 
 def expanded_operations(mla: Mla, heads: float, pairs: float) -> float:

@@ -1,6 +1,6 @@
 """A checkpoint's files, read as far as their headers and checked against the parameter table.
 
-No torch: `fathom plan` and `fathom verify` start without it.
+No torch: `fathom plan` starts without it.
 """
 
 from __future__ import annotations
@@ -52,12 +52,7 @@ def read_index(path: Path) -> CheckpointIndex:
 
     Raises: CheckpointError that names the file or tensor at fault.
     """
-    try:
-        _check_directory(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{str(path)[:200]} cannot be read", found=error.strerror or str(error)
-        ) from error
+    check_directory(path)
     config = read_json(path / "config.json")
     spec = parse_config(config)
     tensors = _stored_tensors(path)
@@ -103,26 +98,33 @@ def read_json(file: Path) -> dict[str, object]:
     return parsed
 
 
-def _check_directory(path: Path) -> None:
-    if path.is_dir():
-        return
-    wanted = "the directory of a checkpoint (config.json and .safetensors files)"
-    if path.exists():
-        raise CheckpointError(f"{path} is a file", wanted=wanted, fix=f"give {path.parent}")
-    if _REPOSITORY.match(str(path)) and not path.parent.exists():
+def check_directory(path: Path) -> None:
+    """Raises: CheckpointError where `path` is no directory, with what may have been meant."""
+    try:
+        if not path.is_dir():
+            raise _no_directory(path)
+    except OSError as error:
         raise CheckpointError(
+            f"{str(path)[:200]} cannot be read", found=error.strerror or str(error)
+        ) from error
+
+
+def _no_directory(path: Path) -> CheckpointError:
+    wanted = "a directory with the files of a checkpoint"
+    if path.exists():
+        return CheckpointError(f"{path} is a file", wanted=wanted, fix=f"give {path.parent}")
+    if _REPOSITORY.match(str(path)) and not path.parent.exists():
+        return CheckpointError(
             f"{path} is not a directory here",
             wanted=wanted,
-            fix="names of model hubs are not fetched yet (`fathom fetch` will come): download it "
-            f"first, for example `hf download {path} --local-dir {path.name}`, and give that "
-            "directory",
+            fix=f"fathom downloads nothing: hf download {path} --local-dir DIR, then give DIR",
         )
     near: Sequence[str] = ()
     if path.parent.is_dir():
         siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
         near = get_close_matches(path.name, siblings, 3)
     shown = ", ".join(str(path.parent / name) for name in near)
-    raise CheckpointError(
+    return CheckpointError(
         f"{path} does not exist", wanted=wanted, fix=f"nearest: {shown}" if near else ""
     )
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 from fathom.errors import CheckpointError
-from fathom.ops.quant.fp8_block import quantize_fp8
-from fathom.ops.quant.int4_group import quantize_int4
-from fathom.ops.quant.int8_channel import quantize_int8
+from fathom.ops.quant.into import quantize
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.formats import BFLOAT16, FLOAT16, FLOAT32, Format
 from fathom.spec.held import Quantization, fitting_group
@@ -65,7 +63,7 @@ def convert(name: str, value: torch.Tensor | QTensor, format: Format) -> torch.T
             return value.dequantize(torch_dtype(format))
         value = value.dequantize(torch.float32)
     try:
-        return _quantize(value, format)
+        return quantize(value, format) if format.block else value.to(torch_dtype(format))
     except ValueError as error:
         raise CheckpointError(
             f"{name} cannot be held in {format.name}",
@@ -91,16 +89,6 @@ def part_of(value: torch.Tensor | QTensor, part: tuple[slice, ...]) -> torch.Ten
     data, *rest = value.tensors
     scale, zero = (one.repeat_interleave(size // finer.block[1], dim=-1) for one in rest)
     return QTensor(data, scale, finer, zero=zero).slice(rows, columns)
-
-
-def _quantize(value: torch.Tensor, format: Format) -> torch.Tensor | QTensor:
-    if format.block is None:
-        return value.to(torch_dtype(format))
-    if format.name == "int8":
-        return quantize_int8(value)
-    if format.name == "int4":
-        return quantize_int4(value, format.block[1])
-    return quantize_fp8(value, format)
 
 
 def _copy(

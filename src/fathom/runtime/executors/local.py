@@ -6,7 +6,8 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import NoReturn, Protocol
 
 from fathom.core.executor import Capacity
 from fathom.core.types import StepPlan, StepResult
@@ -18,17 +19,19 @@ _CLOSE_TIMEOUT_S = 10.0
 
 
 class StepRunner(Protocol):
-    """What runs one plan; `runtime.worker.Worker` is one."""
+    """What runs plans; `runtime.worker.Worker` is one."""
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step."""
+    def prepare(self, plan: StepPlan) -> Callable[[], StepResult]:
+        """What runs the step, once the steps before it have run. Those may still run meanwhile."""
         ...
 
 
 class LocalExecutor:
     """Runs plans in order in one worker thread, so that planning overlaps the device.
 
-    `on_start` is called once in that thread, before its first step.
+    `submit` makes a step ready in the thread that calls it: the worker's comes from a step to the
+    next one with little to do in between. `on_start` is called once in the worker's thread, before
+    its first step.
     """
 
     def __init__(
@@ -40,14 +43,19 @@ class LocalExecutor:
         self.capacity, self._on_start = capacity, on_start
         self._worker = worker
         self._pending = PendingSteps(capacity.depth)
-        self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
+        self._steps: queue.SimpleQueue[tuple[int, Callable[[], StepResult]] | None]
+        self._steps = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="fathom-worker", daemon=True)
         self._thread.start()
 
     def submit(self, plan: StepPlan) -> PendingStep:
         """Queue a plan. Raises: EngineError after a failure or `close`, or over the depth."""
         step = self._pending.open(plan)
-        self._plans.put(plan)
+        try:
+            run = self._worker.prepare(plan)
+        except Exception as error:
+            run = partial(_fail, error)  # in its turn: the steps before it are not to blame
+        self._steps.put((plan.step, run))
         return step
 
     def close(self) -> None:
@@ -57,21 +65,26 @@ class LocalExecutor:
         as a daemon does not hold up the end of the process.
         """
         self._pending.fail(EngineError("the executor", found="closed"))
-        self._plans.put(None)
+        self._steps.put(None)
         self._thread.join(_CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
             _log.warning("worker_still_running after_s=%g", _CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
         self._on_start()
-        while (plan := self._plans.get()) is not None and self._pending.failure is None:
+        while (step := self._steps.get()) is not None and self._pending.failure is None:
+            number, run = step
             try:
-                result = self._worker.execute(plan)
+                result = run()
             except Exception as error:
-                _log.exception("step_failed step=%d", plan.step)
-                self._pending.fail(_as_engine_error(plan.step, error))
+                _log.exception("step_failed step=%d", number)
+                self._pending.fail(_as_engine_error(number, error))
             else:
                 self._pending.settle(result)
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise error
 
 
 def _as_engine_error(step: int, cause: Exception) -> EngineError:

@@ -17,6 +17,7 @@ import torch
 from fathom.errors import EngineError
 from fathom.ops.api import Angles, Held, Norm, Weight
 from fathom.ops.backends.cpu import library
+from fathom.ops.backends.cpu.checks import pointer, rows_of
 from fathom.ops.backends.cpu.library import check
 from fathom.ops.backends.cpu.logits import CpuLogits
 from fathom.ops.backends.cpu.matrices import PackedMatrix, pack
@@ -26,6 +27,10 @@ from fathom.ops.batch import PagedBatch
 from fathom.ops.reference import ReferenceBackend
 from fathom.spec.formats import Format
 from fathom.spec.model import Mla
+
+_BF16, _FLOAT, _INT = torch.bfloat16, torch.float32, torch.int64
+# What the kernels take of rows of activations: address, stride, rows, width.
+_Rows = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +73,7 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
         finally:
             self._library, self._recording = kernels, None
 
-    def _new(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    def _new(self, *shape: int, dtype: torch.dtype = _BF16) -> torch.Tensor:
         new = super()._new if self._recording is None else self._recording.new
         return new(*shape, dtype=dtype)
 
@@ -120,31 +125,12 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
     ) -> torch.Tensor:
         """See `Backend.linear`."""
         assert isinstance(weight, PackedMatrix)
-        stride, rows, width = _rows(x, "x")
-        columns = weight.num_rows
-        out = self._new(rows, columns, dtype=torch.float32 if is_wide else torch.bfloat16)
-        added, added_stride = 0, 0
-        if residual is not None:
-            added_stride = _rows_like(residual, rows, width, "residual")
-            added = residual.data_ptr()
-        norm_at, eps = (0, 0.0) if norm is None else (_vector(norm.weight, width), norm.eps)
-        check(
-            self._library.fathom_linear(
-                weight.address,
-                0,
-                x.data_ptr(),
-                stride,
-                rows,
-                width,
-                norm_at,
-                eps,
-                added,
-                added_stride,
-                out.data_ptr(),
-                columns,
-                is_wide,
-            )
-        )
+        rows = _rows(x, "x")
+        out = self._new(x.shape[0], weight.num_rows, dtype=_FLOAT if is_wide else _BF16)
+        normed = (0, 0.0) if norm is None else (_vector(norm.weight, x.shape[1]), norm.eps)
+        target = out.data_ptr(), weight.num_rows, is_wide
+        added = _like(residual, x)
+        check(self._library.fathom_linear(weight.address, 0, *rows, *normed, *added, *target))
         return out
 
     def rms_norm(
@@ -156,31 +142,15 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Backend.rms_norm`."""
-        stride, rows, width = _rows(x, "x")
-        out = self._new(rows, width)
-        added, added_stride = 0, 0
-        if residual is not None:
-            added_stride = _rows_like(residual, rows, width, "residual")
-            added = residual.data_ptr()
-        check(
-            self._library.fathom_rms_norm(
-                x.data_ptr(),
-                stride,
-                rows,
-                width,
-                _vector(weight, width),
-                eps,
-                added,
-                added_stride,
-                out.data_ptr(),
-                width,
-            )
-        )
+        rows, width = _rows(x, "x"), x.shape[1]
+        out = self._new(x.shape[0], width)
+        normed, added = (_vector(weight, width), eps), _like(residual, x)
+        check(self._library.fathom_rms_norm(*rows, *normed, *added, out.data_ptr(), width))
         return out
 
     def mlp(self, x: torch.Tensor, gate_up: Held, down: Held) -> torch.Tensor:
         """See `Backend.mlp`."""
-        return self._experts(x, None, None, None, (gate_up, down))
+        return self._experts(x, (0, 0, 0), None, (gate_up, down))
 
     def experts(
         self,
@@ -193,40 +163,24 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
         shared: tuple[Held, Held] | None = None,
     ) -> torch.Tensor:
         """See `Backend.experts`. The sum runs over experts in ascending order of their ids."""
-        return self._experts(x, expert_ids, expert_weights, (gate_up, down), shared)
+        shape = x.shape[0], expert_ids.shape[1]
+        ids = pointer(expert_ids, _INT, shape, "expert_ids")
+        weights = pointer(expert_weights, _FLOAT, shape, "expert_weights")
+        return self._experts(x, (ids, weights, shape[1]), (gate_up, down), shared)
 
     def _experts(
         self,
         x: torch.Tensor,
-        ids: torch.Tensor | None,
-        weights: torch.Tensor | None,
+        routes: tuple[int, int, int],
         routed: tuple[Held, Held] | None,
         shared: tuple[Held, Held] | None,
     ) -> torch.Tensor:
-        stride, rows, width = _rows(x, "x")
-        out = self._new(rows, width)
-        per_row, ids_at, weights_at = 0, 0, 0
-        if ids is not None and weights is not None:
-            _expect(ids, torch.int64, "expert_ids")
-            _expect(weights, torch.float32, "expert_weights")
-            if ids.shape != weights.shape or ids.shape[0] != rows:
-                raise EngineError("expert_ids", found=f"shape {tuple(ids.shape)} for {rows} rows")
-            per_row, ids_at, weights_at = ids.shape[1], ids.data_ptr(), weights.data_ptr()
-        check(
-            self._library.fathom_experts(
-                *_addresses(routed),
-                ids_at,
-                weights_at,
-                per_row,
-                *_addresses(shared),
-                x.data_ptr(),
-                stride,
-                rows,
-                width,
-                out.data_ptr(),
-                width,
-            )
-        )
+        """`routes`: addresses of ids and weights, and how many a row."""
+        rows, width = _rows(x, "x"), x.shape[1]
+        out = self._new(x.shape[0], width)
+        routed_at, shared_at = _addresses(routed), _addresses(shared)
+        target = out.data_ptr(), width
+        check(self._library.fathom_experts(*routed_at, *routes, *shared_at, *rows, *target))
         return out
 
     def mla_write(
@@ -240,18 +194,16 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
         angles: Angles,
     ) -> None:
         """See `Backend.mla_write`."""
-        stride, rows, rank = _rows(latent, "latent")
-        rope = key_rope.shape[1]
-        if _rows_like(key_rope, rows, rope, "key_rope") != stride and rows > 1:
-            latent, key_rope = latent.contiguous(), key_rope.contiguous()
-            joined = torch.cat((latent, key_rope), dim=1)
+        (rows, rank), rope = latent.shape, key_rope.shape[1]
+        stride = rows_of(latent, _BF16, "latent")
+        if rows_of(key_rope, _BF16, "key_rope") != stride and rows > 1:
             assert self._recording is None, "a copy that no recording would repeat"
+            joined = torch.cat((latent, key_rope), dim=1)
             latent, key_rope, stride = joined[:, :rank], joined[:, rank:], rank + rope
-        _expect(slots, torch.int64, "slots")
         check(
             self._library.fathom_mla_write(
                 library.cache_of(cache, rank, rope),
-                slots.data_ptr(),
+                pointer(slots, _INT, (rows,), "slots"),
                 rows,
                 latent.data_ptr(),
                 key_rope.data_ptr(),
@@ -264,15 +216,14 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
 
     def mla_plan(self, batch: PagedBatch, mla: Mla) -> object:
         """See `Backend.mla_plan`."""
-        for tensor in (batch.query_starts, batch.context_lens, batch.page_table):
-            _expect(tensor, torch.int64, "batch")
+        sequences, width = batch.page_table.shape
         table = library.Batch(
-            sequences=len(batch.query_lens),
+            sequences=sequences,
             tokens=batch.positions.shape[0],
-            query_starts=batch.query_starts.data_ptr(),
-            context_lens=batch.context_lens.data_ptr(),
-            page_table=batch.page_table.data_ptr(),
-            table_width=batch.page_table.shape[1],
+            query_starts=pointer(batch.query_starts, _INT, (sequences + 1,), "query_starts"),
+            context_lens=pointer(batch.context_lens, _INT, (sequences,), "context_lens"),
+            page_table=pointer(batch.page_table, _INT, (sequences, width), "page_table"),
+            table_width=width,
         )
         return _Plan(table, batch)
 
@@ -312,44 +263,32 @@ class CpuBackend(CpuLogits, CpuRows, ReferenceBackend):
         return out
 
 
-def _rows(x: torch.Tensor, name: str) -> tuple[int, int, int]:
-    """Stride, rows and width of activations."""
-    if x.dtype != torch.bfloat16 or x.dim() != 2 or (x.shape[1] > 1 and x.stride(1) != 1):
+def _rows(x: torch.Tensor, name: str) -> _Rows:
+    stride = rows_of(x, _BF16, name)
+    rows, width = x.shape
+    return x.data_ptr(), stride, rows, width
+
+
+def _like(residual: torch.Tensor | None, x: torch.Tensor) -> tuple[int, int]:
+    """Address and stride of a residual of the shape of `x`; zeros for none."""
+    if residual is None:
+        return 0, 0
+    if residual.shape != x.shape:
         raise EngineError(
-            name,
-            found=f"{x.dtype} of shape {tuple(x.shape)}, strides {x.stride()}",
-            wanted="bfloat16 [T, K], rows in one piece",
+            "residual", found=f"shape {list(residual.shape)}", wanted=str(list(x.shape))
         )
-    return x.stride(0), x.shape[0], x.shape[1]
-
-
-def _rows_like(x: torch.Tensor, rows: int, width: int, name: str) -> int:
-    stride, own_rows, own_width = _rows(x, name)
-    if (own_rows, own_width) != (rows, width):
-        raise EngineError(name, found=f"shape {tuple(x.shape)}", wanted=f"[{rows}, {width}]")
-    return stride
+    return _rows(residual, "residual")[:2]
 
 
 def _vector(weight: torch.Tensor, width: int) -> int:
-    _expect(weight, torch.bfloat16, "norm")
-    if weight.shape != (width,):
-        raise EngineError("norm", found=f"shape {tuple(weight.shape)}", wanted=f"[{width}]")
-    return weight.data_ptr()
-
-
-def _expect(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> None:
-    if tensor.dtype != dtype or not tensor.is_contiguous():
-        raise EngineError(
-            name, found=f"{tensor.dtype}, strides {tensor.stride()}", wanted=f"{dtype}, contiguous"
-        )
+    return pointer(weight, _BF16, (width,), "norm")
 
 
 def _angles(angles: Angles, tokens: int, rope: int) -> tuple[int, int, bool]:
-    for tensor in (angles.cos, angles.sin):
-        _expect(tensor, torch.float32, "angles")
-        if tensor.shape != (tokens, rope // 2):
-            raise EngineError("angles", found=f"shape {tuple(tensor.shape)}")
-    return angles.cos.data_ptr(), angles.sin.data_ptr(), angles.is_interleaved
+    cos, sin = (
+        pointer(one, _FLOAT, (tokens, rope // 2), "angles") for one in (angles.cos, angles.sin)
+    )
+    return cos, sin, angles.is_interleaved
 
 
 def _addresses(pair: tuple[Held, Held] | None) -> tuple[int, int]:

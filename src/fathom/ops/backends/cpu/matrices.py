@@ -40,16 +40,6 @@ class PackedMatrix:
         """Outputs of a product."""
         return int(self.matrix.n)
 
-    @property
-    def num_columns(self) -> int:
-        """Inputs of a product."""
-        return int(self.matrix.k)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that all of it takes."""
-        return int(self.matrix.num_bytes)
-
 
 def pack(
     experts: Iterable[Sequence[Weight]],

@@ -1,12 +1,15 @@
 """Kernel calls noted down once and repeated on the same memory: what a decode step costs the host.
 
 Building a step out of tensors, views and checks can take Python as long as small kernels run. A
-recording repeats the calls alone.
+recording repeats the calls alone, all of them in one call of the library.
 """
 
 from __future__ import annotations
 
+import ctypes
+import struct
 import weakref
+from array import array
 from collections.abc import Callable
 from math import prod
 from typing import Any
@@ -16,6 +19,8 @@ import numpy.typing as npt
 import torch
 
 from fathom.ops.backends.cpu.library import check
+
+_CALL_WORDS = 16  # csrc/replay.h, Call: the function and its arguments
 
 
 class RecordingMemory:
@@ -54,27 +59,43 @@ class RecordingMemory:
 
 
 class Recording:
-    """Stands in for the library while calls are noted down. The pointers in them stay good while
+    """Stands in for the library while calls are noted down. The addresses in them stay good while
     the memory and the inputs that are not from it are kept, by whoever replays."""
 
     def __init__(self, kernels: Any, memory: RecordingMemory) -> None:
         memory.restart()
         self.new = memory.new
         self._kernels = kernels
-        self._calls: list[tuple[Callable[..., bytes | None], tuple[Any, ...]]] = []
+        self._calls = array("q")
+        self._arguments: list[tuple[Any, ...]] = []  # for the structures among them
 
     def __getattr__(self, name: str) -> Callable[..., bytes | None]:
-        function: Callable[..., bytes | None] = getattr(self._kernels, name)
+        function = getattr(self._kernels, name)
+        address = ctypes.cast(getattr(self._kernels, f"{name}_call"), ctypes.c_void_p).value
 
         def call(*arguments: Any) -> bytes | None:
-            self._calls.append((function, arguments))
-            return function(*arguments)
+            words = [address or 0, *map(_word, arguments, function.argtypes)]
+            self._calls.extend([*words, *[0] * (_CALL_WORDS - len(words))])
+            self._arguments.append(arguments)
+            failed: bytes | None = function(*arguments)
+            return failed
 
         return call
 
     def replay(self) -> None:
-        """Run the calls again. Raises: EngineError where one fails."""
-        for function, arguments in self._calls:
-            failed = function(*arguments)
-            if failed is not None:
-                check(failed)
+        """Run the calls again, as one: the interpreter is free for other threads meanwhile.
+
+        Raises: EngineError where one fails.
+        """
+        address, num_words = self._calls.buffer_info()
+        check(self._kernels.fathom_replay(address, num_words // _CALL_WORDS))
+
+
+def _word(argument: Any, kind: Any) -> int:
+    """An argument as csrc/replay.h takes it."""
+    if kind is ctypes.c_float:
+        word: int = struct.unpack("q", struct.pack("d", argument))[0]
+        return word
+    if isinstance(argument, ctypes.Structure):
+        return ctypes.addressof(argument)
+    return int(argument)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ctypes import byref
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ _GROUP_RANKS = {"greedy": 0, "group_limited_greedy": 1, "noaux_tc": 2}
 
 
 class CpuRows:
-    """`embed`, `rope`, `silu_mul` and `route` of `Backend`; activations are bfloat16, for `embed`
-    and `route` float32 too. A wrong dtype, shape or layout raises EngineError."""
+    """`embed`, `rope` and `route` of `Backend`; activations are bfloat16, for `embed` and `route`
+    float32 too. A wrong dtype, shape or layout raises EngineError."""
 
     _library: Any
 
@@ -72,17 +71,6 @@ class CpuRows:
         library.check(failed)
         return out
 
-    def silu_mul(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Backend.silu_mul`."""
-        rows = x if x.dim() == 2 else x.view(-1, x.shape[-1])
-        stride, width = rows_of(rows, _BF16, "x of silu_mul"), x.shape[-1] // 2
-        out = self._new(*x.shape[:-1], width, dtype=_BF16)
-        failed = self._library.fathom_silu_mul(
-            rows.data_ptr(), stride, rows.shape[0], width, out.data_ptr()
-        )
-        library.check(failed)
-        return out
-
     def route(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, moe: Moe
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,7 +96,7 @@ class CpuRows:
         ids = self._new(tokens, slots, dtype=_INT)
         weights = self._new(tokens, slots, dtype=_FLOAT)
         failed = self._library.fathom_route(
-            x.data_ptr(), stride, tokens, byref(router), ids.data_ptr(), weights.data_ptr()
+            x.data_ptr(), stride, tokens, router, ids.data_ptr(), weights.data_ptr()
         )
         library.check(failed)
         return ids, weights

@@ -19,8 +19,6 @@ OpName = Literal[
     "rope",
     "linear",
     "mlp",
-    "quantize_rows",
-    "silu_mul",
     "mla_write",
     "mla_attend",
     "route",
@@ -45,8 +43,6 @@ TOLERANCES: Mapping[tuple[DtypeName, WeightName], float] = {
     ("bfloat16", "int8"): 3e-2,
     ("bfloat16", "int4"): 3e-2,
 }
-# Rounding to e4m3: one step of a backend that divides against one that multiplies by the inverse.
-FP8_STEP = 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +59,7 @@ class AttentionShape:
 class Case:
     """One call of one op.
 
-    `sizes` by the letters of `api.py`; `group`: columns of a group of int4. `is_poisoned`:
+    `sizes` by the letters of `ops/api.py`; `group`: columns of a group of int4. `is_poisoned`:
     activations hold NaN and inf, which must come out where they must and nowhere else. `options`
     are the op's own flags.
     """
@@ -92,8 +88,6 @@ class Case:
     @property
     def tolerance(self) -> float:
         """What a backend may differ from float64 by, relative to the largest value."""
-        if self.op == "quantize_rows":
-            return FP8_STEP
         return TOLERANCES[self.dtype, self.weights]
 
     def has(self, option: str) -> bool:
@@ -139,7 +133,7 @@ TINY_MOE = replace(V3_MOE, num_experts=6, experts_per_token=3, num_groups=3, gro
 
 
 def all_cases() -> tuple[Case, ...]:
-    """The whole table of correctness; `speed_cases.py` has what is only timed."""
+    """The whole table of correctness; `bench/ops_speed_cases.py` has what is only timed."""
     return (*_row_cases(), *_linear_cases(), *_attention_cases(), *_moe_cases(), *_logit_cases())
 
 
@@ -159,15 +153,11 @@ def _row_cases() -> Iterator[Case]:
             yield Case(
                 "rms_norm", f"{name}_residual", {"T": 4, "D": width}, dtype, dtype, options=fused
             )
-            yield Case("silu_mul", name, {"T": 4, "I": width}, dtype, dtype)
         for name, heads in (("keys", 0), ("queries", 3)):
             sizes = {"T": 5, "H": heads, "D": 64}
             yield Case("rope", name, sizes, dtype, dtype)
             yield Case("rope", f"{name}_pairs", sizes, dtype, dtype, options={"interleaved": True})
-        yield Case("quantize_rows", "edge", {"T": 3, "K": 200}, dtype, dtype)
-        yield Case("quantize_rows", "v3", {"T": 3, "K": 7168}, dtype, dtype)
     yield Case("rms_norm", "odd", {"T": 4, "D": 13}, is_poisoned=True)
-    yield Case("silu_mul", "odd", {"T": 4, "I": 13}, is_poisoned=True)
     yield Case("rope", "queries_pairs", {"T": 5, "H": 3, "D": 8}, is_poisoned=True)
 
 

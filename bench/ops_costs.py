@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from fathom.ops.cases import AttentionShape, Case, OpName
 from fathom.spec.formats import BFLOAT16, FLOAT32, FP8_BLOCK, INT8_CHANNEL, Format, int4_group
+from fathom.spec.model import Mla
 from fathom.spec.work import (
-    absorbed_operations,
     causal_pairs,
     distinct_experts,
     expert_chances,
     gated_bytes,
     gated_operations,
 )
+from tests.ops.cases import AttentionShape, Case, OpName
 
 Operand = Literal["float32", "bfloat16", "int8"]
 _INT64 = 8
@@ -76,6 +76,16 @@ def expected_experts(num_experts: int, per_token: int, tokens: int) -> float:
 def visible_keys(shape: AttentionShape) -> int:
     """Pairs of a query and a key that it sees: a query at position p sees p + 1."""
     return sum(map(causal_pairs, shape.query_lens, shape.context_lens))
+
+
+def absorbed_operations(mla: Mla, heads: float, positions: float, pairs: float) -> float:
+    """Of attention over latents: queries go into the latents' space, and what heads find comes out
+    of it. `pairs`: a query and a key that it sees.
+
+    Source: DeepSeek-V2 report (arXiv 2405.04434), section 2.1.2.
+    """
+    up = heads * (mla.nope_dim + mla.v_dim) * mla.kv_lora_rank
+    return 2 * positions * up + 2 * heads * pairs * (mla.latent_dim + mla.kv_lora_rank)
 
 
 def _element(case: Case) -> int:
@@ -184,15 +194,6 @@ def _rope(case: Case) -> Cost:
     return Cost(0, 2 * values * _element(case) + case.sizes["T"] * case.sizes["D"] * 4)
 
 
-def _silu_mul(case: Case) -> Cost:
-    return Cost(0, 3 * case.sizes["T"] * case.sizes["I"] * _element(case))
-
-
-def _quantize_rows(case: Case) -> Cost:
-    rows, width = case.sizes["T"], case.sizes["K"]
-    return Cost(0, rows * width * (_element(case) + 1) + rows * -(-width // 128) * 4)
-
-
 def _logits(case: Case) -> Cost:
     """One pass over float32 logits."""
     return Cost(0, case.sizes["R"] * case.sizes["V"] * 4)
@@ -214,8 +215,6 @@ _COSTS: Mapping[OpName, Callable[[Case], Cost]] = {
     "rope": _rope,
     "linear": _linear,
     "mlp": _mlp,
-    "quantize_rows": _quantize_rows,
-    "silu_mul": _silu_mul,
     "mla_write": _mla_write,
     "mla_attend": _mla_attend,
     "route": _route,
