@@ -15,9 +15,9 @@ from fathom.ops.reference import ReferenceBackend
 from fathom.runtime.batch import PageTable, Span
 from fathom.spec.deepseek import parse_config
 from fathom.spec.parallel import Shard
+from fathom.weights.synthetic import random_parameters
 from gpu.measure import Row, Settings, failure, relative_error
 from gpu.shapes import SMALL
-from tests.weights.synthetic import random_parameters
 
 _CPU = torch.device("cpu")
 _PAGE_SIZE, _NUM_PAGES = 64, 8

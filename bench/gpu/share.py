@@ -21,9 +21,9 @@ from fathom.spec.deepseek_params import parameter_table
 from fathom.spec.formats import BFLOAT16
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Shard
+from fathom.weights.synthetic import random_parameters
 from gpu.measure import Row, Settings, failure, synchronize, time_calls
 from gpu.shapes import SMALL, TP8_SHARE
-from tests.weights.synthetic import random_parameters
 
 _PAGE_SIZE = 64
 _SAMPLES = 5

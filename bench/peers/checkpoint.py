@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.params import CORRECTION_BIAS, ParamSpec
 from fathom.weights.save import save_checkpoint
-from tests.weights.synthetic import random_parameter
+from fathom.weights.synthetic import random_parameter
 
 SPECIALS = ("<|begin|>", "<|end|>")
 CORPUS_BYTES = 40 << 20

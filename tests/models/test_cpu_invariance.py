@@ -23,8 +23,8 @@ from fathom.spec.formats import BFLOAT16, FP8_LATENT, kv_cell_bytes
 from fathom.spec.held import Quantization, quantized_format
 from fathom.spec.parallel import Shard
 from fathom.weights.place import convert
+from fathom.weights.synthetic import random_parameter
 from tests.models.paged_runs import Chunk, PagedRun
-from tests.weights.synthetic import random_parameter
 
 FORMATS = ("bfloat16", "fp8", "int8", "int4")
 KV_FORMATS = ("bfloat16", "fp8")

@@ -14,10 +14,10 @@ from fathom.ops.reference import ReferenceBackend
 from fathom.spec.held import Quantization
 from fathom.spec.parallel import Layout, Shard
 from fathom.weights.open import load_parameters, open_checkpoint
+from fathom.weights.synthetic import write_checkpoint
 from tests.models.paged_runs import PagedRun
 from tests.models.thread_group import run_ranks
 from tests.weights.published_layouts import QUANTIZED
-from tests.weights.synthetic import write_checkpoint
 from tests.weights.tiny_checkpoints import TINY_V3
 
 TOKENS = torch.randint(128, (40,), generator=torch.Generator().manual_seed(2)).tolist()

@@ -25,8 +25,8 @@ from fathom.spec.deepseek import parse_config
 from fathom.spec.hardware import Device, Machine
 from fathom.spec.parallel import Shard
 from fathom.spec.plan import DeploymentPlan
+from fathom.weights.synthetic import write_checkpoint
 from tests.weights.published_layouts import AWQ, COMPRESSED, GPTQ_V2, W8A8
-from tests.weights.synthetic import write_checkpoint
 from tests.weights.tiny_checkpoints import FP8
 
 STORED = (None, None, FP8, AWQ, GPTQ_V2, W8A8, COMPRESSED)

@@ -19,7 +19,7 @@ from fathom.spec.deepseek import parse_config
 from fathom.spec.formats import FLOAT32
 from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Layout, Shard
-from tests.weights.synthetic import random_parameters
+from fathom.weights.synthetic import random_parameters
 
 PAGE = 64
 CPU = torch.device("cpu")

@@ -43,10 +43,10 @@ from fathom.spec.formats import (
 from fathom.spec.hardware import Device, Machine
 from fathom.spec.held import Quantization
 from fathom.spec.parallel import Layout, Shard
+from fathom.weights.synthetic import write_checkpoint
 from tests.perf.allocated import load, storage_bytes
 from tests.spec.published_configs import DEEPSEEK_V2_LITE
 from tests.weights.published_layouts import QUANTIZED
-from tests.weights.synthetic import write_checkpoint
 from tests.weights.tiny_checkpoints import TINY_FP8, TINY_V3
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}

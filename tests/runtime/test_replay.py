@@ -19,8 +19,8 @@ from fathom.runtime.replay import ReplayedModel
 from fathom.spec.deepseek import parse_config
 from fathom.spec.deepseek_params import parameter_table
 from fathom.spec.parallel import Shard
+from fathom.weights.synthetic import random_parameter
 from tests.models.paged_runs import PagedRun
-from tests.weights.synthetic import random_parameter
 
 PAGE_SIZE, ROWS = 16, 4
 CONFIG: dict[str, Any] = {

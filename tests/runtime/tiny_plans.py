@@ -10,7 +10,7 @@ from fathom.spec.deepseek import parse_config
 from fathom.spec.formats import FLOAT32
 from fathom.spec.parallel import Layout
 from fathom.spec.plan import DeploymentPlan
-from tests.weights.synthetic import write_checkpoint
+from fathom.weights.synthetic import write_checkpoint
 
 VOCAB = 96
 TINY_CONFIG: Mapping[str, Any] = {

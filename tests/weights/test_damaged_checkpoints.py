@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fathom.errors import CheckpointError
 from fathom.weights.header import StoredTensor, read_header
 from fathom.weights.index import INDEX_NAME, read_index
-from tests.weights.synthetic import write_checkpoint
+from fathom.weights.synthetic import write_checkpoint
 from tests.weights.tiny_checkpoints import FP8, TINY_FP8, TINY_V3, edit_header, edit_json, write_raw
 
 Damage = Callable[[Path], object]

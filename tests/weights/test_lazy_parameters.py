@@ -21,7 +21,7 @@ from fathom.spec.parallel import Shard
 from fathom.weights.lazy import LazyParameters
 from fathom.weights.open import load_parameters, open_checkpoint
 from fathom.weights.save import _header
-from tests.weights.synthetic import write_checkpoint
+from fathom.weights.synthetic import write_checkpoint
 from tests.weights.tiny_checkpoints import FP8, TINY_FP8, TINY_V3
 
 COPY, EMBED = "model.layers.2.embed_tokens.weight", "model.embed_tokens.weight"

@@ -16,7 +16,7 @@ from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.parallel import Layout, Shard, owned_slice
 from fathom.weights.embedded import embedded_path
 from fathom.weights.open import load_parameters, open_checkpoint
-from tests.weights.synthetic import write_checkpoint
+from fathom.weights.synthetic import write_checkpoint
 from tests.weights.tiny_checkpoints import TINY_FP8, TINY_V2, TINY_V3
 
 CPU = torch.device("cpu")

@@ -18,8 +18,8 @@ from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.held import Quantization
 from fathom.spec.parallel import Layout, Shard
 from fathom.weights.open import load_parameters, open_checkpoint
+from fathom.weights.synthetic import random_parameters, write_checkpoint
 from tests.weights.published_layouts import QUANTIZED
-from tests.weights.synthetic import random_parameters, write_checkpoint
 from tests.weights.tiny_checkpoints import TINY_FP8, TINY_V3
 
 CPU = torch.device("cpu")

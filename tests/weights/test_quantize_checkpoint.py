@@ -20,9 +20,9 @@ from fathom.spec.parallel import Shard
 from fathom.weights.open import load_parameters, open_checkpoint
 from fathom.weights.quantize import Target, quantization_config, quantize_checkpoint
 from fathom.weights.save import save_checkpoint
+from fathom.weights.synthetic import write_checkpoint
 from tests.spec.published_configs import DEEPSEEK_V2_LITE, DEEPSEEK_V3
 from tests.weights.published_layouts import QUANTIZED, stored_tensors, stored_value
-from tests.weights.synthetic import write_checkpoint
 from tests.weights.tiny_checkpoints import TINY_FP8, TINY_V2, TINY_V3
 
 SOURCES = {"v2": TINY_V2, "v3": TINY_V3, "fp8": TINY_FP8, "gptq": QUANTIZED["gptq"]}

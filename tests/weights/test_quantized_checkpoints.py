@@ -20,8 +20,8 @@ from fathom.spec.parallel import Layout, Shard, owned_slice
 from fathom.weights.index import read_index
 from fathom.weights.lazy import LazyParameters
 from fathom.weights.open import load_parameters, open_checkpoint
+from fathom.weights.synthetic import random_parameters, write_checkpoint
 from tests.weights.published_layouts import AWQ, QUANTIZED, stored_tensors, stored_value
-from tests.weights.synthetic import random_parameters, write_checkpoint
 from tests.weights.tiny_checkpoints import TINY_V3
 
 CPU = torch.device("cpu")

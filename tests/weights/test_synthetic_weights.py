@@ -18,7 +18,7 @@ from fathom.spec.parallel import Layout, Shard
 from fathom.weights.index import INDEX_NAME, read_index
 from fathom.weights.open import load_parameters, open_checkpoint
 from fathom.weights.save import save_checkpoint
-from tests.weights.synthetic import random_parameter, random_parameters, write_checkpoint
+from fathom.weights.synthetic import random_parameter, random_parameters, write_checkpoint
 from tests.weights.tiny_checkpoints import TINY_FP8, TINY_V2, TINY_V3
 
 CPU = torch.device("cpu")

@@ -1,5 +1,5 @@
-"""The parameter table's row. One table drives opening, checking and writing checkpoints, sharding,
-memory planning and FLOP counts."""
+"""The parameter table's row. One table drives open, verify, synthetic weights, sharding, memory
+planning and FLOP counts."""
 
 from __future__ import annotations
 

@@ -88,6 +88,10 @@ class Checkpoint:
         scale = parts["scale"].to(torch.float32)
         return part_of(QTensor(parts["values"], scale, param.format), owned)
 
+    def is_stored(self, param: ParamSpec) -> bool:
+        """Whether the checkpoint holds `param`; only copies may be absent."""
+        return param.parts[0].name in self._tensors
+
     def _read_packed(
         self, param: ParamSpec, parts: Mapping[PartRole, torch.Tensor], owned: tuple[slice, ...]
     ) -> torch.Tensor | QTensor | PackedInt4:
