@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fathom.ops.select import OpName
 from fathom.spec.formats import BFLOAT16, FLOAT32, FP8_BLOCK, INT8_CHANNEL, Format, int4_group
 from fathom.spec.model import Mla
 from fathom.spec.work import (
@@ -19,7 +20,7 @@ from fathom.spec.work import (
     gated_bytes,
     gated_operations,
 )
-from tests.ops.cases import AttentionShape, Case, OpName
+from tests.ops.cases import AttentionShape, Case
 
 Operand = Literal["float32", "bfloat16", "int8"]
 _INT64 = 8

@@ -16,8 +16,9 @@ from fathom.ops.quant.fp8_block import quantize_fp8
 from fathom.ops.quant.int4_group import quantize_int4
 from fathom.ops.quant.int8_channel import quantize_int8
 from fathom.ops.sampling import Biases, LogitEdits, Penalties, SamplingRows
+from fathom.ops.select import OpName
 from fathom.spec.model import Moe
-from tests.ops.cases import AttentionShape, Case, OpName
+from tests.ops.cases import AttentionShape, Case
 
 Inputs = dict[str, Any]  # an op's arguments by name
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -8,29 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from fathom.ops.select import DtypeName, OpName, WeightName
 from fathom.spec.formats import INT4_GROUPS
 from fathom.spec.model import Mla, Moe
-
-OpName = Literal[
-    "embed",
-    "rms_norm",
-    "rope",
-    "linear",
-    "mlp",
-    "mla_write",
-    "mla_attend",
-    "route",
-    "experts",
-    "mask_logits",
-    "largest",
-    "sample",
-    "token_logprobs",
-    "verify",
-]
-DtypeName = Literal["float32", "bfloat16"]
-WeightName = Literal["float32", "bfloat16", "fp8_block", "int8", "int4"]
 
 # Largest difference over largest value, by (activations, weights). With bfloat16 and FP8 weights a
 # backend may round activations to FP8 rows, as DeepSeek-V3 was trained (report, section 3.3); with

@@ -9,12 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fathom.config import EngineConfig
 from fathom.errors import ConfigError
 from fathom.ops.backends.cpu import library
-from fathom.ops.backends.cpu.backend import CpuBackend
-from fathom.perf.resolve import resolve
-from fathom.runtime.device import probe
+from fathom.ops.select import needs_of, select_backends
 from fathom.spec.deepseek import parse_config
 from tests.weights.tiny_checkpoints import TINY_V3
 
@@ -52,12 +49,9 @@ def test_the_reference_serves_without_kernels(
 ) -> None:
     monkeypatch.setattr(library, "PATH", tmp_path / "libfathom.so")
     monkeypatch.setattr(library, "load", library.load.__wrapped__)
-    machine = probe("cpu")
-    assert not machine.cpu_isa
-    assert "not built" in machine.cpu_isa_note
-    plan = resolve(EngineConfig(device="cpu"), parse_config(TINY_V3), machine, "tiny")
-    assert plan.ops_backend == "reference"
+    needs = needs_of(parse_config(TINY_V3), device="cpu", dtype="bfloat16", is_quantized=False)
+    assert {choice.backend for choice in select_backends(needs).choices} == {"reference"}
     with pytest.raises(ConfigError, match=r"(?s)not built.*install g\+\+"):
         library.load()
     with pytest.raises(ConfigError, match="no C\\+\\+ compiler"):
-        CpuBackend()
+        select_backends(needs, forced="cpu")

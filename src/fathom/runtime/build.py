@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fathom.ops.api import Backend
 from fathom.ops.backends.cpu import library
 from fathom.ops.backends.cpu.backend import CpuBackend
 from fathom.ops.comm import Communicator, SingleRank
-from fathom.ops.reference import ReferenceBackend
+from fathom.ops.select import needs_of, select_backends
 from fathom.runtime.executors.distributed import DistributedExecutor
 from fathom.runtime.executors.local import LocalExecutor
 from fathom.runtime.kv import allocate_cache
@@ -23,6 +24,8 @@ from fathom.runtime.worker import Model, Worker, WorkerParts
 from fathom.spec.parallel import Shard
 from fathom.spec.plan import DeploymentPlan
 from fathom.weights.open import load_parameters, open_checkpoint, torch_dtype
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,7 +93,7 @@ def load_rank(
             wanted="0 for this model",
         )
     dtype = torch_dtype(plan.compute_dtype)
-    ops = _make_ops(plan)
+    ops = _choose_ops(plan)
     params = load_parameters(
         open_checkpoint(Path(plan.model_path)),
         shard,
@@ -131,9 +134,15 @@ def _replayed(rank: RankModel, comm: Communicator, max_sequences: int) -> Model:
     return ReplayedModel(rank.model.main, rank.ops, max_sequences)
 
 
-def _make_ops(plan: DeploymentPlan) -> Backend:
-    """The backend that the plan names. Raises: ConfigError where it cannot run."""
+def _choose_ops(plan: DeploymentPlan) -> Backend:
+    """The backend of each op, said once at start."""
     name = plan.compute_dtype.name
     if name not in ("float32", "bfloat16"):
         raise ConfigError("--dtype", found=name, wanted="float32 or bfloat16")
-    return CpuBackend() if plan.ops_backend == "cpu" else ReferenceBackend()
+    needs = needs_of(plan.model, device=plan.device, dtype=name, is_quantized=not plan.dequantize)
+    selection = select_backends(needs, forced=plan.ops_backend)
+    for backend in dict.fromkeys(choice.backend for choice in selection.choices):
+        own = [choice for choice in selection.choices if choice.backend == backend]
+        names = ",".join(choice.need.op for choice in own)
+        _log.info("ops backend=%s reason=%r ops=%s", backend, own[0].reason, names)
+    return selection.ops
