@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bench"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bench")]
 
 # Part: (module, function, package that it needs).
 PARTS: dict[str, tuple[str, str, str | None]] = {

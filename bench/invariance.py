@@ -1,6 +1,6 @@
 """What batch invariance costs: absorbed attention beside what an engine without it would do.
 
-    python -m bench.invariance [--threads N] [--repeats 9] [--quick] [--output FILE]
+    python bench/invariance.py [--threads N] [--repeats 9] [--quick] [--output FILE]
 
 A token's bits may not depend on how its prompt was cut into steps, so that prompts are computed by
 the same absorbed attention as decoding. Without that promise a prompt would expand its latents to
@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ops_machine import commit, facts
 from torch.nn import functional
 
-from bench.ops_machine import commit, facts
 from fathom.ops.backends.cpu import library
 from fathom.ops.backends.cpu.backend import CpuBackend
+from fathom.ops.case_inputs import AttentionShape, Draw, held_inputs, make_inputs
+from fathom.ops.cases import Case
 from fathom.spec.model import Mla
-from tests.ops.case_inputs import Draw, held_inputs, make_inputs
-from tests.ops.cases import AttentionShape, Case
 
 _PAGE_SIZE = 64
 

@@ -1,6 +1,6 @@
 """Times every op on every backend against its roofline.
 
-    python -m bench.ops [--ops linear,experts] [--cases v3_mini] [--backends avx512,reference]
+    python bench/ops.py [--ops linear,experts] [--cases v3_mini] [--backends avx512,reference]
                         [--repeats N] [--threads N] [--quick] [--output FILE]
 
 A backend is an instruction set of the CPU kernels (those that this processor has) or `reference`.
@@ -25,15 +25,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from ops_calls import Calls, make_calls
+from ops_machine import Rates, cache_bytes, commit, cpu_ticks, facts, measure_rates
 
-from bench.ops_calls import Calls, make_calls
-from bench.ops_machine import Rates, cache_bytes, commit, cpu_ticks, facts, measure_rates
-from bench.ops_speed_cases import speed_cases
 from fathom.ops.api import Backend
 from fathom.ops.backends.cpu import library
 from fathom.ops.backends.cpu.backend import CpuBackend
+from fathom.ops.cases import Case, all_cases
 from fathom.ops.reference import ReferenceBackend
-from tests.ops.cases import Case, all_cases
+from fathom.ops.speed_cases import speed_cases
 
 ISAS = ("amx", "avx512", "avx2")
 REFERENCE = "reference"

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from bench.ops_costs import Cost, cost
 from fathom.ops.api import Backend, Weight
+from fathom.ops.case_inputs import Draw, Inputs, held_inputs, make_inputs
+from fathom.ops.cases import Case
+from fathom.ops.costs import Cost, cost
 from fathom.ops.quant.qtensor import QTensor
-from tests.ops.case_inputs import Draw, Inputs, held_inputs, make_inputs
-from tests.ops.cases import Case
 
 _BLOCK_VALUES = 2**18
 _MAX_COPIES = 256

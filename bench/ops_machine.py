@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.ops_costs import Cost
 from fathom.ops.backends.cpu import library
 from fathom.ops.backends.cpu.backend import CpuBackend
+from fathom.ops.costs import Cost
 from fathom.spec.formats import INT8_CHANNEL
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -173,6 +173,17 @@ const char* fathom_rope(const uint16_t* x, int64_t token_stride, int64_t head_st
   return nullptr;
 }
 
+const char* fathom_silu_mul(const uint16_t* x, int64_t stride, int64_t rows, int64_t width,
+                            uint16_t* out) {
+  CHECK(has_kernels());
+  const RowKernels& kernels = *isa()->rows;
+  for_each_row(rows, [&](int64_t row) {
+    const uint16_t* gate = x + row * stride;
+    kernels.silu_mul(gate, gate + width, width, out + row * width);
+  });
+  return nullptr;
+}
+
 CALLABLE(fathom_route)
 CALLABLE(fathom_embed)
 

@@ -8,6 +8,18 @@
 namespace fathom {
 namespace {
 
+void silu_mul_row(const uint16_t* gate, const uint16_t* up, int64_t n, uint16_t* to) {
+  int64_t at = 0;
+  for (; at + kLanes <= n; at += kLanes)
+    store(to + at, narrow(silu(load_bf16(gate + at)) * load_bf16(up + at)));
+  if (at == n) return;
+  alignas(32) uint16_t last[2][kLanes] = {};
+  std::memcpy(last[0], gate + at, 2 * (n - at));
+  std::memcpy(last[1], up + at, 2 * (n - at));
+  store(last[0], narrow(silu(load_bf16(last[0])) * load_bf16(last[1])));
+  std::memcpy(to + at, last[0], 2 * (n - at));
+}
+
 struct Pair {
   v16f first, second;
 };
@@ -172,8 +184,8 @@ void sigmoid_row(float* values, int64_t n) {
   }
 }
 
-const RowKernels row_kernels{rope_row, dot_rows<uint16_t>, dot_rows<float>, softmax_row,
-                             sigmoid_row};
+const RowKernels row_kernels{silu_mul_row,    rope_row,    dot_rows<uint16_t>,
+                             dot_rows<float>, softmax_row, sigmoid_row};
 
 }  // namespace
 }  // namespace fathom

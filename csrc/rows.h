@@ -18,6 +18,8 @@ struct DotCall {
 };
 
 struct RowKernels {
+  // to[i] = silu(gate[i]) * up[i]
+  void (*silu_mul)(const uint16_t* gate, const uint16_t* up, int64_t n, uint16_t* to);
   // Turns `half` pairs by their angles.
   void (*rope)(const uint16_t* x, const float* cos, const float* sin, int64_t half,
                bool is_interleaved, uint16_t* to);

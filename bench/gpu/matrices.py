@@ -11,7 +11,6 @@ import torch
 from fathom.ops.quant.fp8_block import quantize_fp8
 from fathom.ops.quant.qtensor import QTensor
 from fathom.ops.reference import ReferenceBackend
-from fathom.spec.formats import Format
 from gpu.measure import Row, Settings, check_and_time, failure
 
 # Rows and columns of the weights that a rank multiplies by.
@@ -23,8 +22,6 @@ _LINEARS = {
     "shared_gate_up": (512, 7168),
     "shared_down": (7168, 256),
 }
-# Activations: each row has one scale for each 128 columns.
-_FP8_ROWS = Format("fp8_block", 8, (1, 128), 32)
 _GROUPED = {"expert_gate_up": (512, 7168), "expert_down": (7168, 256)}
 _NUM_EXPERTS, _GROUP_ROWS = 32, 128
 _VARIANTS = 12
@@ -100,7 +97,7 @@ def _inputs(shape: tuple[int, ...], batch: int, seed: int, device: torch.device)
     generator = torch.Generator(device=device).manual_seed(seed)
     weight = torch.randn(shape, generator=generator, device=device)
     x = torch.randn((batch, shape[-1]), generator=generator, device=device).to(torch.bfloat16)
-    return Product(x, quantize_fp8(x, _FP8_ROWS), quantize_fp8(weight))
+    return Product(x, ReferenceBackend().quantize_rows(x), quantize_fp8(weight))
 
 
 def _exact(inputs: Product) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from fathom.ops.api import Angles, Held, Norm, Weight
 from fathom.ops.batch import PagedBatch
+from fathom.ops.quant.fp8_block import FP8_ROWS
 from fathom.ops.quant.qtensor import QTensor
 from fathom.ops.sampling import LogitEdits, Logprobs, SamplingRows
 from fathom.spec.formats import Format
@@ -138,10 +139,24 @@ class Float64Oracle:
         return x.double() @ weight.T
 
     def mlp(self, x: torch.Tensor, gate_up: Held, down: Held) -> torch.Tensor:
-        inner = self.linear(x, gate_up)
-        half = inner.shape[-1] // 2
-        gate, up = inner[..., :half], inner[..., half:]
-        return self.linear(gate / (1 + torch.exp(-gate)) * up, down)
+        return self.linear(self.silu_mul(self.linear(x, gate_up)), down)
+
+    def quantize_rows(self, x: torch.Tensor) -> QTensor:
+        data = torch.empty(x.shape, dtype=torch.float64)
+        scale = torch.empty(len(x), math.ceil(x.shape[1] / 128), dtype=torch.float64)
+        for row in range(len(x)):
+            for block in range(scale.shape[1]):
+                part = slice(block * 128, (block + 1) * 128)
+                values = x[row, part].double()
+                scale[row, block] = float(values.abs().max()) / 448 or 1.0
+                for place, value in enumerate(values.tolist(), part.start):
+                    data[row, place] = nearest_e4m3(value / scale[row, block].item())
+        return QTensor(data, scale, FP8_ROWS)
+
+    def silu_mul(self, x: torch.Tensor) -> torch.Tensor:
+        half = x.shape[-1] // 2
+        gate, up = x[..., :half].double(), x[..., half:].double()
+        return gate / (1 + torch.exp(-gate)) * up
 
     def mla_write(
         self,
@@ -349,3 +364,12 @@ class Float64Oracle:
                 stands += 1
             accepted.append(stands + 1)
         return torch.tensor(accepted)
+
+
+def nearest_e4m3(value: float) -> float:
+    """The nearest value with 4 exponent and 3 fraction bits, ties to the even one."""
+    if value == 0:
+        return 0.0
+    exponent = max(math.frexp(abs(value))[1] - 1, -6)
+    step = 2.0 ** (exponent - 3)
+    return math.copysign(round(abs(value) / step) * step, value)

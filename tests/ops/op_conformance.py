@@ -7,8 +7,8 @@ import copy
 import torch
 
 from fathom.ops.api import Backend
-from tests.ops.case_inputs import make_inputs, run_case
-from tests.ops.cases import Case
+from fathom.ops.case_inputs import make_inputs, run_case
+from fathom.ops.cases import Case
 from tests.ops.float64_oracle import Float64Oracle
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fathom.ops.cases import V3_MLA
 from fathom.ops.reference_attention import padded_length, prefers_absorbed
-from tests.ops.cases import V3_MLA
 
 
 @given(st.integers(1, 10**6))

@@ -7,11 +7,11 @@ import itertools
 import pytest
 import torch
 
-from bench.ops_costs import Cost, cost, expected_experts, visible_keys
-from bench.ops_speed_cases import speed_cases
+from fathom.ops.case_inputs import make_inputs
+from fathom.ops.cases import TINY_MOE, V3_MLA, AttentionShape, Case, all_cases
+from fathom.ops.costs import Cost, cost, expected_experts, visible_keys
 from fathom.ops.quant.qtensor import QTensor
-from tests.ops.case_inputs import make_inputs
-from tests.ops.cases import TINY_MOE, V3_MLA, AttentionShape, Case, all_cases
+from fathom.ops.speed_cases import speed_cases
 
 
 def test_products() -> None:

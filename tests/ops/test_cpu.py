@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fathom.ops.backends.cpu.backend import CpuBackend
-from tests.ops.cases import Case, all_cases
+from fathom.ops.cases import Case, all_cases
 from tests.ops.cpu_kernels import available, using
 from tests.ops.op_conformance import check
 

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from fathom.errors import EngineError
 from fathom.ops.backends.cpu import library
 from fathom.ops.backends.cpu.backend import CpuBackend
+from fathom.ops.cases import V3_MOE, Case, all_cases
 from fathom.ops.reference import ReferenceBackend
 from fathom.ops.sampling import SamplingRows
-from tests.ops.cases import V3_MOE, Case, all_cases
 from tests.ops.op_conformance import check
 
 CPU = torch.device("cpu")
 LOGIT_OPS = ("mask_logits", "largest", "sample", "token_logprobs", "verify")
+BFLOAT16_OPS = ("rope", "silu_mul")
 
 ISAS = [
     name
@@ -47,7 +48,7 @@ def each_isa(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def is_taken(case: Case) -> bool:
-    if case.op == "rope":
+    if case.op in BFLOAT16_OPS:
         return case.dtype == "bfloat16"
     return case.op in (*LOGIT_OPS, "embed", "route")
 
@@ -291,3 +292,5 @@ def test_wrong_tensors_are_refused() -> None:
         OPS.token_logprobs(logits, torch.tensor([0, 64]), top=0)
     with pytest.raises(EngineError, match="router of a CPU kernel"):
         OPS.route(torch.zeros(1, 8).bfloat16(), torch.zeros(256, 9).bfloat16(), None, V3_MOE)
+    with pytest.raises(EngineError, match="x of silu_mul"):
+        OPS.silu_mul(torch.zeros(1, 8))

@@ -7,11 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.ops.quant.fp8_block import quantize_fp8
+from fathom.ops.quant.fp8_block import FP8_ROWS, quantize_fp8
 from fathom.ops.quant.qtensor import QTensor
-from fathom.spec.formats import BFLOAT16, FP8_BLOCK, Format
+from fathom.spec.formats import BFLOAT16, FP8_BLOCK
 
-FP8_ROWS = Format("fp8_block", 8, (1, 128), 32)
 sizes = st.integers(1, 300)
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fathom.ops import reference_attention
+from fathom.ops.cases import Case, all_cases, cases_of
 from fathom.ops.reference import ReferenceBackend
 from fathom.ops.reference_attention import Path
-from tests.ops.cases import Case, all_cases, cases_of
 from tests.ops.op_conformance import check
 
 CPU = torch.device("cpu")

@@ -47,9 +47,9 @@ def _write_sparse(path: Path) -> None:
     for row in parameter_table(parse_config(CONFIG)):
         for name, dtype, shape, size in (
             (row.name, DTYPES[row.format.name], row.shape, row.num_elements * row.format.bits // 8),
-            (f"{row.name}_scale_inv", "F32", row.format.scale_shape(row.shape), 0),
+            (row.scale_name, "F32", row.format.scale_shape(row.shape), 0),
         ):
-            if shape is None:
+            if name is None or shape is None:
                 continue
             size = size or 4 * shape[0] * shape[1]
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}

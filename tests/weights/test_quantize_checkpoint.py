@@ -21,6 +21,7 @@ from fathom.weights.open import load_parameters, open_checkpoint
 from fathom.weights.quantize import Target, quantization_config, quantize_checkpoint
 from fathom.weights.save import save_checkpoint
 from fathom.weights.synthetic import write_checkpoint
+from fathom.weights.verify import verify_checkpoint
 from tests.spec.published_configs import DEEPSEEK_V2_LITE, DEEPSEEK_V3
 from tests.weights.published_layouts import QUANTIZED, stored_tensors, stored_value
 from tests.weights.tiny_checkpoints import TINY_FP8, TINY_V2, TINY_V3
@@ -53,6 +54,7 @@ def test_round_trip(name: str, target: Target, tmp_path: Path) -> None:
         "tokenizer.json",
         "chat_template.jinja",
     }
+    assert all(one.status != "failed" for one in verify_checkpoint(path, deep=True))
     after, stored = _read(path), stored_tensors(path)
     assert set(after) == set(before)
     layout = "awq" if target == "int4" else "w8a8"

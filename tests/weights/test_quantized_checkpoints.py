@@ -18,9 +18,9 @@ from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.formats import int4_group
 from fathom.spec.parallel import Layout, Shard, owned_slice
 from fathom.weights.index import read_index
-from fathom.weights.lazy import LazyParameters
 from fathom.weights.open import load_parameters, open_checkpoint
 from fathom.weights.synthetic import random_parameters, write_checkpoint
+from fathom.weights.verify import verify_checkpoint
 from tests.weights.published_layouts import AWQ, QUANTIZED, stored_tensors, stored_value
 from tests.weights.tiny_checkpoints import TINY_V3
 
@@ -37,12 +37,6 @@ def method(request: Any) -> str:
 def checkpoint_dir(method: str, tmp_path: Path) -> Path:
     write_checkpoint(QUANTIZED[method], tmp_path, seed=3, max_shard_bytes=100_000)
     return tmp_path
-
-
-def _load(path: Path) -> LazyParameters:
-    return load_parameters(
-        open_checkpoint(path), Shard(), dtype=torch.float32, device=CPU, dequantize=False
-    )
 
 
 def _layout(method: str) -> str:
@@ -86,6 +80,11 @@ def test_every_rank_reads_its_part_exactly(
         assert not borrowed
 
 
+def test_a_sound_checkpoint_is_verified(checkpoint_dir: Path) -> None:
+    statuses = {one.check: one.status for one in verify_checkpoint(checkpoint_dir, deep=True)}
+    assert statuses == {"headers": "ok", "manifest": "absent", "contents": "ok"}
+
+
 def test_random_weights_keep_the_variance(checkpoint_dir: Path, method: str) -> None:
     values = stored_value(stored_tensors(checkpoint_dir), f"{UP}.weight", _layout(method))
     x = torch.randn(256, 128, generator=torch.Generator().manual_seed(0))
@@ -112,12 +111,19 @@ def test_modules_that_are_kept(tmp_path: Path) -> None:
 def test_order_of_groups_may_be_stored(tmp_path: Path) -> None:
     write_checkpoint(QUANTIZED["gptq"], tmp_path)
     _edit(tmp_path, lambda all: all.update({f"{UP}.g_idx": torch.arange(128).int() // 32}))
-    loaded = _load(tmp_path)
+    loaded = load_parameters(
+        open_checkpoint(tmp_path), Shard(), dtype=torch.float32, device=CPU, dequantize=False
+    )
     assert isinstance(loaded[f"{UP}.weight"], QTensor)
+    assert all(one.status != "failed" for one in verify_checkpoint(tmp_path, deep=True))
     _edit(tmp_path, lambda all: all[f"{UP}.g_idx"].__setitem__(slice(0, 2), 3))
-    loaded = _load(tmp_path)
+    loaded = load_parameters(
+        open_checkpoint(tmp_path), Shard(), dtype=torch.float32, device=CPU, dequantize=False
+    )
     with pytest.raises(CheckpointError, match="g_idx puts inputs"):
         loaded.pop(f"{UP}.weight")
+    failed = [one for one in verify_checkpoint(tmp_path, deep=True) if one.status == "failed"]
+    assert [one.found for one in failed] == ["g_idx puts inputs into groups out of their order"]
 
 
 def test_a_stored_zero_point_of_minus_one() -> None:
@@ -221,9 +227,13 @@ def test_scales_that_are_not_finite(
         tensors[name][-1, -1] = torch.finfo(dtype).max
 
     _edit(tmp_path, damage)
-    assert isinstance(_load(tmp_path).pop(f"{UP}.weight"), QTensor)
+    assert all(one.status != "failed" for one in verify_checkpoint(tmp_path, deep=True))
     _edit(tmp_path, lambda tensors: tensors[name].view(-1).__setitem__(5, bad))
-    loaded = _load(tmp_path)
+    (finding,) = [one for one in verify_checkpoint(tmp_path, deep=True) if one.status == "failed"]
+    assert finding.found == "infinities or NaN in the scales"
+    loaded = load_parameters(
+        open_checkpoint(tmp_path), Shard(), dtype=torch.float32, device=CPU, dequantize=False
+    )
     with pytest.raises(CheckpointError, match="infinities or NaN") as caught:
         loaded.pop(f"{UP}.weight")
     assert name in str(caught.value)

@@ -148,6 +148,17 @@ class Backend(Protocol):
         """down(silu(gate x) * up x): [T, D]. Shapes: gate_up [2I, D], gated; down [D, I]."""
         ...
 
+    def quantize_rows(self, x: torch.Tensor) -> QTensor:
+        """x [T, K] in FP8 with one scale for each 128 columns of a row (format FP8_ROWS).
+
+        Source: DeepSeek-V3 report, section 3.3.2.
+        """
+        ...
+
+    def silu_mul(self, x: torch.Tensor) -> torch.Tensor:
+        """silu(first half) * second half of the last dimension: [..., 2I] to [..., I]."""
+        ...
+
     def mla_write(
         self,
         cache: torch.Tensor,

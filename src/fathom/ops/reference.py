@@ -14,6 +14,7 @@ import torch
 from fathom.ops import reference_attention, reference_held, reference_moe, reference_sampling
 from fathom.ops.api import Angles, Held, Norm, Weight
 from fathom.ops.batch import PagedBatch
+from fathom.ops.quant.fp8_block import FP8_ROWS, quantize_fp8
 from fathom.ops.quant.qtensor import QTensor
 from fathom.ops.sampling import LogitEdits, Logprobs, SamplingRows
 from fathom.spec.formats import Format
@@ -130,10 +131,18 @@ class ReferenceBackend:
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
+    def quantize_rows(self, x: torch.Tensor) -> QTensor:
+        """See `Backend.quantize_rows`."""
+        return quantize_fp8(x, FP8_ROWS)
+
+    def silu_mul(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Backend.silu_mul`."""
+        gate, up = x.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * up
+
     def mlp(self, x: torch.Tensor, gate_up: Held, down: Held) -> torch.Tensor:
         """See `Backend.mlp`."""
-        gate, up = self.linear(x, gate_up).chunk(2, dim=-1)
-        return self.linear(torch.nn.functional.silu(gate) * up, down)
+        return self.linear(self.silu_mul(self.linear(x, gate_up)), down)
 
     def mla_write(
         self,

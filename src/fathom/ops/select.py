@@ -7,33 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 from fathom.errors import ConfigError
 from fathom.ops.api import Backend
 from fathom.ops.backends.cpu import library
 from fathom.ops.backends.cpu.backend import CpuBackend
+from fathom.ops.cases import DtypeName, OpName, WeightName
 from fathom.ops.reference import ReferenceBackend
 from fathom.spec.model import ModelSpec
-
-OpName = Literal[
-    "embed",
-    "rms_norm",
-    "rope",
-    "linear",
-    "mlp",
-    "mla_write",
-    "mla_attend",
-    "route",
-    "experts",
-    "mask_logits",
-    "largest",
-    "sample",
-    "token_logprobs",
-    "verify",
-]
-DtypeName = Literal["float32", "bfloat16"]
-WeightName = Literal["float32", "bfloat16", "fp8_block", "int8", "int4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +102,8 @@ _PLAIN: tuple[OpName, ...] = (
     "rope",
     "linear",
     "mlp",
+    "quantize_rows",
+    "silu_mul",
     "mla_attend",
     "mla_write",
     "route",

@@ -52,6 +52,11 @@ class ParamSpec:
         return stored_parts(self.name, self.shape, self.format, self.packing)
 
     @property
+    def scale_name(self) -> str | None:
+        """Name of the tensor of scales that is stored with this one."""
+        return next((part.name for part in self.parts if part.role == "scale"), None)
+
+    @property
     def num_elements(self) -> int:
         """Elements of the whole tensor, scales not counted."""
         return prod(self.shape)

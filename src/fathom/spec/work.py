@@ -1,7 +1,7 @@
 """What parts of a model move and compute at least, as pure counts of shapes and formats.
 
 Two operations for a multiply-add of a product of matrices, none for anything else. They know no
-machine. `bench/ops_costs.py` adds the calls of ops to them, `perf/cost.py` layouts and time.
+machine. `ops/costs.py` adds the calls of ops to them, `perf/cost.py` layouts and time.
 """
 
 from __future__ import annotations

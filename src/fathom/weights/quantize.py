@@ -22,6 +22,7 @@ from fathom.spec.model import ModelSpec
 from fathom.spec.parallel import Shard
 from fathom.spec.params import ParamSpec
 from fathom.weights.index import INDEX_NAME
+from fathom.weights.manifest import MANIFEST_NAME
 from fathom.weights.open import Checkpoint
 from fathom.weights.place import convert
 from fathom.weights.save import MAX_SHARD_BYTES, save_checkpoint
@@ -30,7 +31,7 @@ Target = Literal["int8", "int4"]
 
 # What goes with the weights. Programs do not: nothing of a checkpoint is executed.
 _COPIED = (".json", ".txt", ".model", ".jinja", ".md")
-_NOT_COPIED = ("config.json", INDEX_NAME)
+_NOT_COPIED = ("config.json", INDEX_NAME, MANIFEST_NAME)
 
 
 def quantization_config(spec: ModelSpec, target: Target, group_size: int) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""FP8 e4m3 with float32 scales in blocks of 128x128.
+"""FP8 e4m3 with float32 scales: 128x128 blocks for weights, 1x128 for rows of activations.
 
 Source: DeepSeek-V3 technical report (arXiv 2412.19437), section 3.3.2. As in its checkpoints the
 stored scale is the inverse of the quantisation factor, so values are data * scale.
@@ -14,6 +14,8 @@ from fathom.ops.quant.qtensor import QTensor
 from fathom.spec.formats import FP8_BLOCK, Format
 
 FP8_MAX = 448.0  # largest finite float8_e4m3fn
+# Activations: each row has one scale for each 128 columns.
+FP8_ROWS = Format("fp8_block", 8, (1, 128), 32)
 
 
 def quantize_fp8(values: torch.Tensor, format: Format = FP8_BLOCK) -> QTensor:

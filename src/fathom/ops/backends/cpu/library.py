@@ -149,6 +149,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "fathom_route": (c_char_p, (_P, _I, _I, POINTER(Router), _P, _P)),
     "fathom_embed": (c_char_p, (_P, _I, _P, _I, _I, _I, _P)),
     "fathom_rope": (c_char_p, (_P, _I, _I, _I, _I, _I, _P, _P, c_int, _P)),
+    "fathom_silu_mul": (c_char_p, (_P, _I, _I, _I, _P)),
     "fathom_replay": (c_char_p, (_P, _I)),
 }
 

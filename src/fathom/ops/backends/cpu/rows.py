@@ -16,8 +16,8 @@ _GROUP_RANKS = {"greedy": 0, "group_limited_greedy": 1, "noaux_tc": 2}
 
 
 class CpuRows:
-    """`embed`, `rope` and `route` of `Backend`; activations are bfloat16, for `embed` and `route`
-    float32 too. A wrong dtype, shape or layout raises EngineError."""
+    """`embed`, `rope`, `silu_mul` and `route` of `Backend`; activations are bfloat16, for `embed`
+    and `route` float32 too. A wrong dtype, shape or layout raises EngineError."""
 
     _library: Any
 
@@ -67,6 +67,17 @@ class CpuRows:
             pointer(sin, _FLOAT, (tokens, half), "sin"),
             interleaved,
             out.data_ptr(),
+        )
+        library.check(failed)
+        return out
+
+    def silu_mul(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Backend.silu_mul`."""
+        rows = x if x.dim() == 2 else x.view(-1, x.shape[-1])
+        stride, width = rows_of(rows, _BF16, "x of silu_mul"), x.shape[-1] // 2
+        out = self._new(*x.shape[:-1], width, dtype=_BF16)
+        failed = self._library.fathom_silu_mul(
+            rows.data_ptr(), stride, rows.shape[0], width, out.data_ptr()
         )
         library.check(failed)
         return out

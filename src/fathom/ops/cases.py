@@ -8,10 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from fathom.ops.select import DtypeName, OpName, WeightName
 from fathom.spec.formats import INT4_GROUPS
 from fathom.spec.model import Mla, Moe
+
+OpName = Literal[
+    "embed",
+    "rms_norm",
+    "rope",
+    "linear",
+    "mlp",
+    "quantize_rows",
+    "silu_mul",
+    "mla_write",
+    "mla_attend",
+    "route",
+    "experts",
+    "mask_logits",
+    "largest",
+    "sample",
+    "token_logprobs",
+    "verify",
+]
+DtypeName = Literal["float32", "bfloat16"]
+WeightName = Literal["float32", "bfloat16", "fp8_block", "int8", "int4"]
 
 # Largest difference over largest value, by (activations, weights). With bfloat16 and FP8 weights a
 # backend may round activations to FP8 rows, as DeepSeek-V3 was trained (report, section 3.3); with
@@ -24,6 +45,8 @@ TOLERANCES: Mapping[tuple[DtypeName, WeightName], float] = {
     ("bfloat16", "int8"): 3e-2,
     ("bfloat16", "int4"): 3e-2,
 }
+# Rounding to e4m3: one step of a backend that divides against one that multiplies by the inverse.
+FP8_STEP = 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +63,7 @@ class AttentionShape:
 class Case:
     """One call of one op.
 
-    `sizes` by the letters of `ops/api.py`; `group`: columns of a group of int4. `is_poisoned`:
+    `sizes` by the letters of `api.py`; `group`: columns of a group of int4. `is_poisoned`:
     activations hold NaN and inf, which must come out where they must and nowhere else. `options`
     are the op's own flags.
     """
@@ -69,6 +92,8 @@ class Case:
     @property
     def tolerance(self) -> float:
         """What a backend may differ from float64 by, relative to the largest value."""
+        if self.op == "quantize_rows":
+            return FP8_STEP
         return TOLERANCES[self.dtype, self.weights]
 
     def has(self, option: str) -> bool:
@@ -114,7 +139,7 @@ TINY_MOE = replace(V3_MOE, num_experts=6, experts_per_token=3, num_groups=3, gro
 
 
 def all_cases() -> tuple[Case, ...]:
-    """The whole table of correctness; `bench/ops_speed_cases.py` has what is only timed."""
+    """The whole table of correctness; `speed_cases.py` has what is only timed."""
     return (*_row_cases(), *_linear_cases(), *_attention_cases(), *_moe_cases(), *_logit_cases())
 
 
@@ -134,11 +159,15 @@ def _row_cases() -> Iterator[Case]:
             yield Case(
                 "rms_norm", f"{name}_residual", {"T": 4, "D": width}, dtype, dtype, options=fused
             )
+            yield Case("silu_mul", name, {"T": 4, "I": width}, dtype, dtype)
         for name, heads in (("keys", 0), ("queries", 3)):
             sizes = {"T": 5, "H": heads, "D": 64}
             yield Case("rope", name, sizes, dtype, dtype)
             yield Case("rope", f"{name}_pairs", sizes, dtype, dtype, options={"interleaved": True})
+        yield Case("quantize_rows", "edge", {"T": 3, "K": 200}, dtype, dtype)
+        yield Case("quantize_rows", "v3", {"T": 3, "K": 7168}, dtype, dtype)
     yield Case("rms_norm", "odd", {"T": 4, "D": 13}, is_poisoned=True)
+    yield Case("silu_mul", "odd", {"T": 4, "I": 13}, is_poisoned=True)
     yield Case("rope", "queries_pairs", {"T": 5, "H": 3, "D": 8}, is_poisoned=True)
 
 

@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from fathom.ops.select import WeightName
+from fathom.ops.cases import (
+    V2_LITE_MOE,
+    V3_MLA,
+    V3_MOE,
+    AttentionShape,
+    Case,
+    WeightName,
+)
 from fathom.spec.model import Mla, Moe
-from tests.ops.cases import V2_LITE_MOE, V3_MLA, V3_MOE, AttentionShape, Case
 
 ROWS = (1, 8, 32, 512)
 DECODE_BATCHES = (1, 8, 32)

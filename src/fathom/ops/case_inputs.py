@@ -12,13 +12,13 @@ import torch
 
 from fathom.ops.api import Angles, Backend, Norm, Weight
 from fathom.ops.batch import PagedBatch
+from fathom.ops.cases import AttentionShape, Case, OpName
 from fathom.ops.quant.fp8_block import quantize_fp8
 from fathom.ops.quant.int4_group import quantize_int4
 from fathom.ops.quant.int8_channel import quantize_int8
+from fathom.ops.quant.qtensor import QTensor
 from fathom.ops.sampling import Biases, LogitEdits, Penalties, SamplingRows
-from fathom.ops.select import OpName
 from fathom.spec.model import Moe
-from tests.ops.cases import AttentionShape, Case
 
 Inputs = dict[str, Any]  # an op's arguments by name
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -87,11 +87,14 @@ def make_inputs(case: Case, device: torch.device, draw: Draw | None = None) -> I
 
 
 def run_case(backend: Backend, case: Case, inputs: Inputs) -> dict[str, torch.Tensor]:
-    """All that the call gives and writes, by name. Tensors that it writes change in `inputs`."""
+    """All that the call gives and writes, by name. Tensors that it writes are changed in `inputs`;
+    quantised results come as their values and scales."""
     result = getattr(backend, case.op)(**held_inputs(backend, case, inputs))
     seen = _WRITTEN.get(case.op, ())
     outputs = {name: inputs[name] for name in seen if inputs.get(name) is not None}
-    if isinstance(result, torch.Tensor):
+    if isinstance(result, QTensor):
+        outputs |= {"values": result.dequantize(torch.float32), "scale": result.scale}
+    elif isinstance(result, torch.Tensor):
         outputs["out"] = result
     elif isinstance(result, tuple):
         outputs |= {f"out{index}": value for index, value in enumerate(result)}
@@ -186,6 +189,16 @@ def _mlp(draw: Draw, case: Case) -> Inputs:
         "gate_up": draw.weight(2 * sizes["I"], sizes["D"]),
         "down": draw.weight(sizes["D"], sizes["I"]),
     }
+
+
+def _quantize_rows(draw: Draw, case: Case) -> Inputs:
+    x = draw.activations(case.sizes["T"], case.sizes["K"])
+    x[0] = 0  # a row without a largest value
+    return {"x": x}
+
+
+def _silu_mul(draw: Draw, case: Case) -> Inputs:
+    return {"x": draw.activations(case.sizes["T"], 2 * case.sizes["I"])}
 
 
 def make_batch(draw: Draw, shape: AttentionShape) -> tuple[PagedBatch, int]:
@@ -376,6 +389,8 @@ _MAKERS: Mapping[OpName, Callable[[Draw, Case], Inputs]] = {
     "rope": _rope,
     "linear": _linear,
     "mlp": _mlp,
+    "quantize_rows": _quantize_rows,
+    "silu_mul": _silu_mul,
     "mla_write": _mla_write,
     "mla_attend": _mla_attend,
     "route": _route,

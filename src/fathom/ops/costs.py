@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from fathom.ops.select import OpName
+from fathom.ops.cases import AttentionShape, Case, OpName
 from fathom.spec.formats import BFLOAT16, FLOAT32, FP8_BLOCK, INT8_CHANNEL, Format, int4_group
 from fathom.spec.model import Mla
 from fathom.spec.work import (
@@ -20,7 +20,6 @@ from fathom.spec.work import (
     gated_bytes,
     gated_operations,
 )
-from tests.ops.cases import AttentionShape, Case
 
 Operand = Literal["float32", "bfloat16", "int8"]
 _INT64 = 8
@@ -195,6 +194,15 @@ def _rope(case: Case) -> Cost:
     return Cost(0, 2 * values * _element(case) + case.sizes["T"] * case.sizes["D"] * 4)
 
 
+def _silu_mul(case: Case) -> Cost:
+    return Cost(0, 3 * case.sizes["T"] * case.sizes["I"] * _element(case))
+
+
+def _quantize_rows(case: Case) -> Cost:
+    rows, width = case.sizes["T"], case.sizes["K"]
+    return Cost(0, rows * width * (_element(case) + 1) + rows * -(-width // 128) * 4)
+
+
 def _logits(case: Case) -> Cost:
     """One pass over float32 logits."""
     return Cost(0, case.sizes["R"] * case.sizes["V"] * 4)
@@ -216,6 +224,8 @@ _COSTS: Mapping[OpName, Callable[[Case], Cost]] = {
     "rope": _rope,
     "linear": _linear,
     "mlp": _mlp,
+    "quantize_rows": _quantize_rows,
+    "silu_mul": _silu_mul,
     "mla_write": _mla_write,
     "mla_attend": _mla_attend,
     "route": _route,
