@@ -81,6 +81,11 @@ class RequestError(FathomError):
             self.code = code
 
 
+def not_valid(param: str, *, found: str = "", wanted: str = "") -> RequestError:
+    """The error of a field whose value is none that it can have."""
+    return RequestError(f"{param} is not valid", param=param, found=found, wanted=wanted)
+
+
 class ContextLengthError(RequestError):
     """A request that can never fit the context or the page pool."""
 

@@ -6,7 +6,7 @@ import asyncio
 
 from bench import soak
 from bench.soak_requests import KINDS, LEAVING
-from tests.server.test_real_engine import serving
+from tests.server.processes import serving
 
 NUM_REQUESTS = 1200
 # The allocator and the caches of a young process still settle; a leak of 20 KiB a request shows.

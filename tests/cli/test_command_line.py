@@ -13,7 +13,7 @@ from fathom import __version__, cli
 from fathom.commands import serve
 from fathom.errors import CapacityError, ConfigError, FathomError
 
-HEAVY = ("torch", "numpy", "starlette", "uvicorn", "uvloop", "tokenizers", "msgspec", "httptools")
+HEAVY = ("torch", "numpy", "uvicorn", "uvloop", "tokenizers", "msgspec", "httptools")
 
 
 @pytest.mark.parametrize(

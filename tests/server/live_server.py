@@ -63,6 +63,10 @@ class LiveServer:
         """What answers."""
         return ScriptedEngine(observer=self.state.observer, **self._script)
 
+    def prompt(self) -> str:
+        """The last prompt that reached the engine."""
+        return self.engine.tokenizer.decode(self.engine.requests[-1].prompt_ids)
+
     def call(self, function: Callable[[], Any]) -> Any:
         """What `function` gives on the server's loop."""
 

@@ -1,44 +1,32 @@
-"""`fathom proxy` in a process of its own, and a small upstream that says what it is told to."""
+"""The proxy on a loopback port, and a small upstream that says what it is told to."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
+
 from fathom.engine.upstream.config import UpstreamConfig
 from fathom.engine.upstream.engine import UpstreamEngine
 from fathom.server.config import ServerConfig
-from tests.server.live_server import LiveServer
-from tests.server.test_real_engine import WAIT_S, Server
+from fathom.weights.embedded import embedded_path
+from tests.server.live_server import WAIT_S, LiveServer
+from tests.server.scripted_engine import call_text
 
-
-@contextmanager
-def proxying(upstream: str, *flags: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "fathom.cli", "proxy", "--port", "0"),
-            *("--upstream", upstream, "--log-level", "error", *flags),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=env,
-    )
-    try:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        assert first.startswith("fathom is ready at "), process.communicate(timeout=WAIT_S)[1]
-        yield Server(process, first.split()[-1])
-    finally:
-        process.kill()
-        process.communicate(timeout=WAIT_S)
+FILES = str(embedded_path())
+ASK: list[Any] = [{"role": "user", "content": "What is 12 + 30? ☃"}]
+CALLS = call_text(("add", '{"a": 1, "b": "☃"}'))
+FORM = {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}}
+CHAT: dict[str, Any] = {"messages": ASK, "temperature": 0}
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+]
 
 
 class LiveProxy(LiveServer):
@@ -159,3 +147,30 @@ def sse(*events: Any) -> bytes:
     """Events as a server writes them, and the end of the stream."""
     told = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
     return told + b"data: [DONE]\n\n"
+
+
+def told(raw: Any) -> Any:
+    """What an answer says, less what differs between two answers to the same question."""
+    if isinstance(raw, list):
+        return [told(one) for one in raw]
+    if not isinstance(raw, dict):
+        return raw
+    unique = ("id", "call_id", "item_id", "created", "created_at", "completed_at", "e2e_latency")
+    return {
+        name: told(value)
+        for name, value in raw.items()
+        if name not in unique and "duration" not in name
+    }
+
+
+def events(url: str, path: str, body: dict[str, Any]) -> list[Any]:
+    """The events of a stream."""
+    text = httpx.post(url + path, json={**body, "stream": True}, timeout=WAIT_S).text
+    lines = [line.removeprefix("data: ") for line in text.splitlines()]
+    return [told(json.loads(line)) for line in lines if line.startswith("{")]
+
+
+def whole(url: str, path: str, body: dict[str, Any]) -> Any:
+    answer = httpx.post(url + path, json={**body, "stream": False}, timeout=WAIT_S)
+    assert answer.status_code == 200, answer.text
+    return told(answer.json())

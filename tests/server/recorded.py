@@ -22,14 +22,13 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
-from fathom.text.markers import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEP
 from tests.server.live_server import LiveServer
-from tests.server.scripted_engine import MODEL
+from tests.server.scripted_engine import MODEL, call_text
 
 CORPUS = Path(__file__).parent / "corpus"
 ASK: list[Any] = [{"role": "user", "content": "What is 1 + 2?"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
-CALL = f'{CALLS_BEGIN}{CALL_BEGIN}add{SEP}{{"a": 1, "b": 2}}{CALL_END}{CALLS_END}'
+CALL = call_text(("add", '{"a": 1, "b": 2}'))
 FUNCTION = {"name": "add", "description": "Adds.", "parameters": SCHEMA}
 TOOLS: list[Any] = [{"type": "function", "function": FUNCTION}]
 _HEADERS = ("content-type", "accept", "user-agent", "anthropic-version", "anthropic-beta")

@@ -21,6 +21,7 @@ from fathom.spec.parallel import Layout
 from fathom.spec.plan import DeploymentPlan
 from fathom.text.chat import ChatTemplate, choose_template
 from fathom.text.delta import Delta
+from fathom.text.markers import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEP
 from fathom.text.tokenizer import Tokenizer
 from fathom.weights.embedded import embedded_path
 
@@ -200,6 +201,12 @@ class ScriptedEngine:
     def _scores(token: int, count: int | None) -> TokenLogprobs:
         others = [(token, -0.25)] + [(other, -3.0) for other in range(40, 60) if other != token]
         return TokenLogprobs(token, -0.25, 1, tuple(others[: count or 0]))
+
+
+def call_text(*calls: tuple[str, str]) -> str:
+    """What a model writes to call tools: of each a name and its arguments."""
+    made = (f"{CALL_BEGIN}{name}{SEP}{arguments}{CALL_END}" for name, arguments in calls)
+    return f"{CALLS_BEGIN}{''.join(made)}{CALLS_END}"
 
 
 def overloaded() -> OverloadedError:

@@ -11,9 +11,8 @@ import httpx
 import openai
 import pytest
 
-from fathom.text.markers import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEP
 from tests.server.live_server import LiveServer
-from tests.server.scripted_engine import CONTEXT, MODEL, overloaded
+from tests.server.scripted_engine import CONTEXT, MODEL, call_text, overloaded
 
 ASK: list[Any] = [{"role": "user", "content": "What is the answer?"}]
 TOOL: dict[str, Any] = {
@@ -29,27 +28,15 @@ FUNCTION = {
         "parameters": TOOL["input_schema"],
     },
 }
-CALLS = (
-    f"Let me see.{CALLS_BEGIN}"
-    f'{CALL_BEGIN}get_weather{SEP}{{"city": "Paris"}}{CALL_END}'
-    f'{CALL_BEGIN}get_weather{SEP}{{"city": "Rome"}}{CALL_END}{CALLS_END}'
+CALLS = "Let me see." + call_text(
+    ("get_weather", '{"city": "Paris"}'), ("get_weather", '{"city": "Rome"}')
 )
-
-
-@pytest.fixture
-def server() -> Iterator[LiveServer]:
-    with LiveServer() as live:
-        yield live
 
 
 @pytest.fixture
 def client(server: LiveServer) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as one:
         yield one
-
-
-def prompt_of(server: LiveServer) -> str:
-    return server.engine.tokenizer.decode(server.engine.requests[-1].prompt_ids)
 
 
 def test_text(client: anthropic.Anthropic) -> None:
@@ -146,7 +133,7 @@ def test_a_conversation_with_tools_is_openais(
             },
         ],
     )
-    ours = prompt_of(server)
+    ours = server.prompt()
     calls = [
         {"type": "function", "id": n, "function": {"name": "get_weather", "arguments": a}}
         for n, a in (("a", '{"city": "P"}'), ("b", '{"city": "R"}'))
@@ -164,7 +151,7 @@ def test_a_conversation_with_tools_is_openais(
                 {"role": "user", "content": "And?"},
             ],
         )
-    assert ours == prompt_of(server)
+    assert ours == server.prompt()
 
 
 def test_an_answer_that_has_begun_is_gone_on_with(
@@ -172,7 +159,7 @@ def test_an_answer_that_has_begun_is_gone_on_with(
 ) -> None:
     begun: list[Any] = [*ASK, {"role": "assistant", "content": "It is"}]
     client.messages.create(model=MODEL, max_tokens=5, messages=begun)
-    assert prompt_of(server).endswith("It is")
+    assert server.prompt().endswith("It is")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +222,7 @@ def test_what_a_coding_agent_sends(client: anthropic.Anthropic, server: LiveServ
                 }
             },
         )
-        prompts.append(prompt_of(server))
+        prompts.append(server.prompt())
         warned = [text.split(":")[0] for text in message.warnings]  # type: ignore[attr-defined]
         assert warned == ["output_config.effort", "context_management", "system"]
     assert prompts[0] == prompts[1]

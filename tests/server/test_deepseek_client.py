@@ -13,12 +13,6 @@ from tests.server.live_server import LiveServer
 from tests.server.scripted_engine import MODEL
 
 
-@pytest.fixture
-def server() -> Iterator[LiveServer]:
-    with LiveServer() as live:
-        yield live
-
-
 @pytest.fixture(params=["", "/beta"])
 def client(server: LiveServer, request: pytest.FixtureRequest) -> Iterator[openai.OpenAI]:
     url = server.url + request.param

@@ -12,49 +12,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fathom.server.anthropic.refused import OF_MESSAGES
-from fathom.server.anthropic.schema import MessagesRequest
-from fathom.server.ollama.schema import REFUSALS as OLLAMA_REFUSALS
-from fathom.server.ollama.schema import ChatRequest as OllamaChatRequest
-from fathom.server.ollama.schema import GenerateRequest as OllamaGenerateRequest
-from fathom.server.openai.refused import OF_CHAT, OF_COMPLETION
-from fathom.server.openai.schema import ChatRequest, CompletionRequest
-from fathom.server.responses.schema import OF_RESPONSES, ResponsesRequest
+from fathom.server.refused import refusals
 from fathom.server.routes import ROUTES
-from fathom.server.sglang.schema import REFUSALS as SGLANG_REFUSALS
-from fathom.server.sglang.schema import GenerateRequest as SglangRequest
 from tests.server.live_server import LiveServer
 from tests.server.scripted_engine import MODEL
 
 HI = [{"role": "user", "content": "?"}]
+# Path -> a good body, and the tables of what is refused there.
+BODIES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "/v1/chat/completions": ({"model": MODEL, "messages": HI}, ("openai", "chat")),
+    "/v1/completions": ({"model": MODEL, "prompt": "?"}, ("openai", "completions")),
+    "/v1/messages": ({"model": MODEL, "messages": HI, "max_tokens": 5}, ("anthropic",)),
+    "/api/chat": ({"model": MODEL, "messages": HI}, ("ollama",)),
+    "/api/generate": ({"model": MODEL, "prompt": "?"}, ("ollama",)),
+    "/generate": ({"text": "?"}, ("sglang",)),
+    "/v1/responses": ({"model": MODEL, "input": "?"}, ("responses",)),
+    "/api/show": ({"model": MODEL}, ()),
+}
+KINDS = {route.path: route.body for route in ROUTES if route.body is not None}
 # Path -> a good body, and the names that a body may have.
-ASKED: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "/v1/chat/completions": (
-        {"model": MODEL, "messages": HI},
-        [*ChatRequest.__struct_fields__, *OF_CHAT.top],
-    ),
-    "/v1/completions": (
-        {"model": MODEL, "prompt": "?"},
-        [*CompletionRequest.__struct_fields__, *OF_COMPLETION.top],
-    ),
-    "/v1/messages": (
-        {"model": MODEL, "messages": HI, "max_tokens": 5},
-        [*MessagesRequest.__struct_fields__, *OF_MESSAGES.top],
-    ),
-    "/api/chat": (
-        {"model": MODEL, "messages": HI},
-        [*OllamaChatRequest.__struct_fields__, *OLLAMA_REFUSALS.top],
-    ),
-    "/api/generate": (
-        {"model": MODEL, "prompt": "?"},
-        [*OllamaGenerateRequest.__struct_fields__, *OLLAMA_REFUSALS.top],
-    ),
-    "/generate": ({"text": "?"}, [*SglangRequest.__struct_fields__, *SGLANG_REFUSALS.top]),
-    "/v1/responses": (
-        {"model": MODEL, "input": "?"},
-        [*ResponsesRequest.__struct_fields__, *OF_RESPONSES.top],
-    ),
-    "/api/show": ({"model": MODEL}, ["model", "verbose"]),
+ASKED = {
+    path: (body, [*KINDS[path].__struct_fields__, *refusals(*tables).top])
+    for path, (body, tables) in BODIES.items()
 }
 # Tested elsewhere here, or the same handlers under other paths.
 OTHERS = {

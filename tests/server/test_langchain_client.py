@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,23 +9,16 @@ from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
-from fathom.text.markers import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEP
 from tests.server.live_server import LiveServer
-from tests.server.scripted_engine import MODEL
+from tests.server.scripted_engine import MODEL, call_text
 
-CALL = f'{CALLS_BEGIN}{CALL_BEGIN}add{SEP}{{"a": 1, "b": 2}}{CALL_END}{CALLS_END}'
+CALL = call_text(("add", '{"a": 1, "b": 2}'))
 
 
 @tool
 def add(a: int, b: int) -> int:
     """Adds two numbers."""
     return a + b
-
-
-@pytest.fixture
-def server() -> Iterator[LiveServer]:
-    with LiveServer() as live:
-        yield live
 
 
 @pytest.fixture(params=[False, True], ids=["chat", "responses"])

@@ -12,10 +12,9 @@ import ollama
 import openai
 import pytest
 
-from fathom.text.markers import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEP
 from fathom.weights.embedded import embedded_path
 from tests.server.live_server import LiveServer
-from tests.server.scripted_engine import CONTEXT, MODEL
+from tests.server.scripted_engine import CONTEXT, MODEL, call_text
 
 ASK: list[Any] = [{"role": "user", "content": "What is the answer?"}]
 TOOL = {
@@ -26,13 +25,7 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
     },
 }
-CALL = f'{CALLS_BEGIN}{CALL_BEGIN}add{SEP}{{"a": 1}}{CALL_END}{CALLS_END}'
-
-
-@pytest.fixture
-def server() -> Iterator[LiveServer]:
-    with LiveServer() as live:
-        yield live
+CALL = call_text(("add", '{"a": 1}'))
 
 
 @pytest.fixture
@@ -41,14 +34,10 @@ def client(server: LiveServer) -> Iterator[ollama.Client]:
         yield one
 
 
-def prompt_of(server: LiveServer) -> str:
-    return server.engine.tokenizer.decode(server.engine.requests[-1].prompt_ids)
-
-
 def openai_prompt(server: LiveServer, **asked: Any) -> str:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as other:
         other.chat.completions.create(model=MODEL, **asked)
-    return prompt_of(server)
+    return server.prompt()
 
 
 def test_chat_whole_and_streamed_agree(client: ollama.Client, server: LiveServer) -> None:
@@ -86,16 +75,16 @@ def test_lines_and_their_type(server: LiveServer) -> None:
 def test_generate_is_a_conversation(client: ollama.Client, server: LiveServer) -> None:
     answer = client.generate(model=f"{MODEL}:latest", prompt="Hi", system="Be brief.")
     assert answer.response == "The answer is 42."
-    ours = prompt_of(server)
+    ours = server.prompt()
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert ours == openai_prompt(server, messages=messages)
 
 
 def test_raw_and_infill(client: ollama.Client, server: LiveServer) -> None:
     client.generate(model=MODEL, prompt="Once upon", raw=True)
-    assert prompt_of(server) == "Once upon"
+    assert server.prompt() == "Once upon"
     client.generate(model=MODEL, prompt="def f(", suffix="return 1")
-    assert "fim▁hole" in prompt_of(server)
+    assert "fim▁hole" in server.prompt()
 
 
 def test_a_conversation_with_tools_is_openais(client: ollama.Client, server: LiveServer) -> None:
@@ -109,7 +98,7 @@ def test_a_conversation_with_tools_is_openais(client: ollama.Client, server: Liv
             {"role": "tool", "content": "2", "tool_name": "add"},
         ],
     )
-    ours = prompt_of(server)
+    ours = server.prompt()
     call = {"id": "a", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     messages = [
         *ASK,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import httpx
 import pytest
 
@@ -11,12 +9,6 @@ from fathom import __version__
 from fathom.errors import EngineError
 from tests.server.live_server import LiveServer
 from tests.server.scripted_engine import CONTEXT
-
-
-@pytest.fixture
-def server() -> Iterator[LiveServer]:
-    with LiveServer() as live:
-        yield live
 
 
 def test_an_engine_that_is_silent_is_not_ready(server: LiveServer) -> None:

@@ -15,7 +15,7 @@ import pytest
 from fathom.text.markers import END_THINK
 from fathom.text.tokenizer import Tokenizer
 from fathom.weights.embedded import embedded_path
-from tests.server.test_real_engine import Server, serving
+from tests.server.processes import Server, serving
 
 ASK: list[Any] = [{"role": "user", "content": "What is 12 + 30? Say it in a sentence, please."}]
 

@@ -11,9 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,55 +19,11 @@ import httpx
 import openai
 import pytest
 
-WAIT_S = 120.0
+from tests.server.processes import WAIT_S, Server, serving
+
 # How late a busy machine may see what a server has done.
 LATE_S = 0.5
 ASK = [{"role": "user", "content": "What is 12 + 30?"}]
-
-
-class Server:
-    """`fathom serve` in a process of its own."""
-
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
-        self.process, self.url = process, url
-        self.port = int(url.rpartition(":")[2])
-
-    def gauge(self, name: str) -> float:
-        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
-            if line.startswith(f"vllm:{name}{{"):
-                return float(line.rpartition(" ")[2])
-        raise AssertionError(f"no {name}")
-
-    def is_empty(self) -> bool:
-        names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-        return all(self.gauge(name) == 0 for name in names)
-
-    def until(self, is_true: Callable[[], bool], timeout_s: float = 30.0) -> None:
-        deadline_s = time.monotonic() + timeout_s
-        while not is_true():
-            assert time.monotonic() < deadline_s
-            threading.Event().wait(0.01)
-
-
-@contextmanager
-def serving(*flags: str) -> Iterator[Server]:
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "fathom.cli", "serve", "--port", "0", "--threads", "1"),
-            *("--kv-cache-memory-bytes", "96MiB", *flags),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        assert first.startswith("fathom is ready at "), process.communicate(timeout=WAIT_S)[1]
-        yield Server(process, first.split()[-1])
-    finally:
-        process.kill()
-        process.communicate(timeout=WAIT_S)
 
 
 @pytest.fixture(scope="module")

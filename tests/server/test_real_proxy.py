@@ -15,9 +15,8 @@ import jsonschema
 import pytest
 
 from fathom.weights.embedded import embedded_path
-from tests.server.proxying import proxying
-from tests.server.test_proxy import told
-from tests.server.test_real_engine import WAIT_S, serving
+from tests.server.processes import WAIT_S, proxying, serving
+from tests.server.proxying import told
 
 ASK: list[Any] = [{"role": "user", "content": "What is 12 + 30? Say it in a sentence, please."}]
 FILES = str(embedded_path())

@@ -15,9 +15,8 @@ import pytest
 from fathom.errors import ConfigError
 from fathom.server.config import ServerConfig
 from fathom.server.responses.store import MAX_BYTES, Kept, ResponseStore
-from fathom.text.markers import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEP
 from tests.server.live_server import LiveServer
-from tests.server.scripted_engine import MODEL
+from tests.server.scripted_engine import MODEL, call_text
 
 TOOL: dict[str, Any] = {
     "type": "function",
@@ -27,27 +26,13 @@ TOOL: dict[str, Any] = {
     "strict": False,
 }
 FUNCTION = {"type": "function", "function": {k: TOOL[k] for k in TOOL if k != "type"}}
-CALLS = (
-    f"Adding.{CALLS_BEGIN}"
-    f'{CALL_BEGIN}add{SEP}{{"a": 1}}{CALL_END}'
-    f'{CALL_BEGIN}add{SEP}{{"a": 2}}{CALL_END}{CALLS_END}'
-)
-
-
-@pytest.fixture
-def server() -> Iterator[LiveServer]:
-    with LiveServer() as live:
-        yield live
+CALLS = "Adding." + call_text(("add", '{"a": 1}'), ("add", '{"a": 2}'))
 
 
 @pytest.fixture
 def client(server: LiveServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as one:
         yield one
-
-
-def prompt_of(server: LiveServer) -> str:
-    return server.engine.tokenizer.decode(server.engine.requests[-1].prompt_ids)
 
 
 def test_text(client: openai.OpenAI) -> None:
@@ -164,7 +149,7 @@ def test_a_conversation_goes_on_from_what_was_kept(
         tools=[TOOL],
         previous_response_id=second.id,  # type: ignore
     )
-    kept = prompt_of(server)
+    kept = server.prompt()
     whole: Any = [
         {"role": "user", "content": "1 and 2?"},
         *[item.to_dict() for item in first.output],
@@ -173,7 +158,7 @@ def test_a_conversation_goes_on_from_what_was_kept(
         {"role": "user", "content": [{"type": "input_text", "text": "Thanks."}]},
     ]
     client.responses.create(model=MODEL, input=whole, tools=[TOOL], store=False)  # type: ignore
-    assert prompt_of(server) == kept
+    assert server.prompt() == kept
     calls = [
         {"id": "a", "type": "function", "function": {"name": "add", "arguments": arguments}}
         for arguments in ('{"a": 1}', '{"a": 2}')
@@ -190,7 +175,7 @@ def test_a_conversation_goes_on_from_what_was_kept(
             {"role": "user", "content": "Thanks."},
         ],
     )
-    assert prompt_of(server) == kept
+    assert server.prompt() == kept
     items = client.responses.input_items.list(second.id, order="asc").data
     assert [item.type for item in items] == ["function_call_output"] * 2
     page = client.responses.input_items.list(second.id, order="asc", limit=1)

@@ -14,17 +14,19 @@ from fathom.errors import NotFoundError, RequestError
 from fathom.server.config import ServerConfig
 from fathom.server.decode import decode
 from fathom.server.job import Ask
-from fathom.server.openai import chat, completions, refused
+from fathom.server.openai import chat, completions
 from fathom.server.openai.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
 )
+from fathom.server.refused import refusals
 from fathom.server.state import ServedModel, ServerState
 from tests.server.scripted_engine import MODEL, ScriptedEngine
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
+REFUSED_CHAT = refusals("openai", "chat").top
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 # Field -> a value that is honoured, and the attribute that it changes (a path from the request
@@ -165,9 +167,9 @@ def test_null_is_as_good_as_nothing(kind: type[msgspec.Struct]) -> None:
     assert decode(msgspec.json.encode(body), kind)
 
 
-@pytest.mark.parametrize("field", sorted(refused.CHAT))
+@pytest.mark.parametrize("field", sorted(REFUSED_CHAT))
 def test_known_but_not_honoured_in_chat(model: ServedModel, field: str) -> None:
-    entry = refused.CHAT[field]
+    entry = REFUSED_CHAT[field]
     with pytest.raises(RequestError) as caught:
         prepared({**ASK, field: {"not": "harmless"}}, model)
     assert (caught.value.param, caught.value.code) == (field, "unsupported_parameter")
@@ -176,7 +178,7 @@ def test_known_but_not_honoured_in_chat(model: ServedModel, field: str) -> None:
         prepared({**ASK, field: value}, model)
 
 
-@pytest.mark.parametrize("field", sorted(refused.COMPLETION))
+@pytest.mark.parametrize("field", sorted(refusals("openai", "completions").top))
 def test_known_but_not_honoured_in_completions(model: ServedModel, field: str) -> None:
     with pytest.raises(RequestError) as caught:
         prepared({"prompt": "x", field: {"not": "harmless"}}, model)

@@ -7,7 +7,6 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -19,12 +18,6 @@ from tests.server.scripted_engine import MODEL
 
 CHAT = "/v1/chat/completions"
 LONG = "word " * 60
-
-
-@pytest.fixture
-def server() -> Iterator[LiveServer]:
-    with LiveServer() as live:
-        yield live
 
 
 def request_bytes(**fields: Any) -> bytes:

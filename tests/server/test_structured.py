@@ -14,7 +14,7 @@ import jsonschema
 import openai
 import pytest
 
-from tests.server.test_real_engine import Server, serving
+from tests.server.processes import Server, serving
 
 PERSON = {
     "type": "object",

@@ -16,7 +16,7 @@ import openai
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from tests.server.test_real_engine import Server, serving
+from tests.server.processes import Server, serving
 from tests.server.test_structured import PERSON
 
 ASK: Any = [{"role": "user", "content": "Describe somebody."}]

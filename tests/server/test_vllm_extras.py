@@ -11,7 +11,7 @@ import pytest
 
 from fathom.text.tokenizer import Tokenizer
 from fathom.weights.embedded import embedded_path
-from tests.server.test_real_engine import Server, serving
+from tests.server.processes import Server, serving
 
 TEXT = "def add(first, second):\n    return first + "
 CHAT: list[Any] = [{"role": "user", "content": "What is 12 + 30? Say it in a sentence, please."}]

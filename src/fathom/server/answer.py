@@ -122,6 +122,6 @@ def stray(answer: Delta | Choice) -> dict[str, bool]:
     return {"has_stray_markup": True} if answer.has_stray_markup else {}
 
 
-def first_call_only(calls: tuple[ToolCallDelta, ...]) -> tuple[ToolCallDelta, ...]:
-    """What `parallel_tool_calls` false leaves: one call an answer."""
-    return tuple(call for call in calls if call.index == 0)
+def flaw_of(call: Call | ToolCallDelta) -> dict[str, str]:
+    """`arguments_flaw`, "repaired" or "invalid", where the model did not write JSON."""
+    return {"arguments_flaw": call.flaw} if call.flaw else {}

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import logging
 from difflib import get_close_matches
-from typing import Any
-
-from starlette.exceptions import HTTPException
-from starlette.routing import Route, Router, compile_path
 
 from fathom.errors import EngineError, FathomError, MethodError, NotFoundError, RequestError
 from fathom.server.auth import Guard
 from fathom.server.envelope import OPENAI
 from fathom.server.exchange import Disconnected, Exchange, Receive, Scope, Send
-from fathom.server.route import Handler
+from fathom.server.route import RouteSpec
 from fathom.server.routes import ROUTES
 from fathom.server.state import ServerState
 
 _log = logging.getLogger(__name__)
-_EXCHANGE = "fathom.exchange"
 
 
 class Application:
@@ -29,13 +24,6 @@ class Application:
         open_paths = [route.path for route in ROUTES if route.is_open]
         self._forms = {route.path: route.form for route in ROUTES}
         self._guard = Guard(state.config.api_key, open_paths, state.config)
-        self._router = Router(
-            [
-                Route(route.path, _Endpoint(route.handler, state), methods=[route.method])
-                for route in ROUTES
-            ],
-            redirect_slashes=False,
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Connections other than HTTP are left to the server to refuse."""
@@ -43,26 +31,22 @@ class Application:
             raise ValueError(f"fathom speaks HTTP only, not {scope['type']}")
         exchange = Exchange(scope, receive, send)
         exchange.form = self._forms.get(scope["path"], OPENAI)
-        scope[_EXCHANGE] = exchange
-        scope["app"] = self  # has the router raise instead of answering in plain text
         self.state.num_active += 1
         try:
-            await self._answer(exchange, receive, send)
+            await self._answer(exchange)
         except Disconnected:
             _log.debug("client gone path=%s", scope["path"])
         finally:
             self.state.num_active -= 1
 
-    async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+    async def _answer(self, exchange: Exchange) -> None:
         try:
             self._guard.check(exchange)
-            await self._router(exchange.scope, receive, send)
+            await _route(exchange.scope).handler(self.state, exchange)
         except FathomError as error:
             if error.http_status >= 500 and not self.state.is_draining:
                 _log.warning("request failed path=%s error=%s", exchange.scope["path"], error)
             await exchange.fail(error)
-        except HTTPException as error:
-            await exchange.fail(_routing_error(error, exchange.scope))
         except RecursionError:
             await exchange.fail(RequestError("the request is nested too deeply"))
         except Disconnected:
@@ -74,25 +58,26 @@ class Application:
             )
 
 
-class _Endpoint:
-    """A handler as an ASGI application, which Starlette's router calls as it is."""
+def _route(scope: Scope) -> RouteSpec:
+    """The row that answers; what its path has for parameters is in the scope then.
 
-    def __init__(self, handler: Handler, state: ServerState) -> None:
-        self._handler, self._state = handler, state
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange: Any = scope[_EXCHANGE]
-        await self._handler(self._state, exchange)
-
-
-def _routing_error(error: HTTPException, scope: Scope) -> FathomError:
+    Raises: MethodError, NotFoundError.
+    """
+    others: list[RouteSpec] = []
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]  # the same without a body
+    for route in ROUTES:
+        params = route.match(scope["path"])
+        if params is not None and route.method == method:
+            scope["path_params"] = params
+            return route
+        if params is not None:
+            others.append(route)
     path = str(scope["path"])[:200]
-    if error.status_code == 405:
-        found = [route for route in ROUTES if route.path == scope["path"]]
-        found = found or [r for r in ROUTES if compile_path(r.path)[0].match(scope["path"])]
-        methods = [route.method for route in found]
-        return MethodError(f"{scope['method']} is not for {path}", wanted=", ".join(methods))
+    if others:
+        exact = [route for route in others if route.path == scope["path"]]
+        methods = [route.method for route in exact or others]
+        raise MethodError(f"{scope['method']} is not for {path}", wanted=", ".join(methods))
     paths = [route.path for route in ROUTES if "{" not in route.path]
     near = get_close_matches(path, paths, n=1)
     fix = f"did you mean {near[0]}?" if near else ""
-    return NotFoundError(f"there is no {path}", wanted=", ".join(paths), fix=fix)
+    raise NotFoundError(f"there is no {path}", wanted=", ".join(paths), fix=fix)

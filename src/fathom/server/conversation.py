@@ -7,17 +7,16 @@ from typing import Any
 
 from fathom.core.types import ReasoningLimit, SamplingParams
 from fathom.engine.requests import GenerateRequest, Unrendered
-from fathom.errors import ContextLengthError, RequestError
+from fathom.errors import ContextLengthError, RequestError, not_valid
 from fathom.server.forms import ToolChoice
 from fathom.server.limits import RequestLimits
 from fathom.server.state import ServedModel
-from fathom.server.thinking import Thinking, echo
+from fathom.server.thinking import Thinking
 from fathom.text.channels import OutputFormat
 from fathom.text.chat import ChatTemplate, encode_chat
 from fathom.text.grammar.asked import ToolRules
 from fathom.text.markers import END_THINK, THINK
 from fathom.text.messages import parse_messages, parse_tools
-from fathom.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +25,6 @@ class Chat:
     `sampling.max_tokens` None means up to the context. `tool_choice`: what calls are wanted.
     `num_kept`: how many tokens of the prompt, its last ones, the model gets; `last_ids`."""
 
-    limits: RequestLimits
     id: str
     messages: list[dict[str, Any]]
     sampling: SamplingParams
@@ -51,13 +49,13 @@ class Chat:
             continue_final_message=self.continue_final_message,
         )
 
-    def request(self, model: ServedModel) -> GenerateRequest:
+    def request(self, model: ServedModel, limits: RequestLimits) -> GenerateRequest:
         """From text to tokens. Raises: RequestError naming the field at fault."""
-        self.limits.check("max_tools", "tools", len(self.tools or ()))
+        limits.check("max_tools", "tools", len(self.tools or ()))
         if not model.is_rendered_here:
             if self.num_kept is not None:
                 model.tokenizer.require("truncate_prompt_tokens")
-            return self._unrendered(model)
+            return self._unrendered(model, limits)
         prompt_ids = self.prompt_ids(model)
         format = model.template.output_format(
             model.tokenizer, prompt_ids, reads_tools=self.tools is not None
@@ -71,16 +69,16 @@ class Chat:
             format=format,
             cache_salt=self.cache_salt,
             priority=self.priority,
-            tools=self._tool_rules(model.template),
+            tools=self._tool_rules(model.template, limits),
         )
 
-    def _tool_rules(self, template: ChatTemplate) -> ToolRules | None:
+    def _tool_rules(self, template: ChatTemplate, limits: RequestLimits) -> ToolRules | None:
         rules = self.tool_choice.rules(self.tools, template)
         for rule in rules.tools if rules else ():
-            self.limits.check("max_schema_chars", rule.param, len(rule.schema or ""))
+            limits.check("max_schema_chars", rule.param, len(rule.schema or ""))
         return rules
 
-    def _unrendered(self, model: ServedModel) -> GenerateRequest:
+    def _unrendered(self, model: ServedModel, limits: RequestLimits) -> GenerateRequest:
         """For an engine that renders conversations itself; checked here all the same."""
         continues = self.continue_final_message or parse_messages(self.messages)[-1].prefix
         parse_tools(self.tools)
@@ -90,7 +88,7 @@ class Chat:
             sampling=self.sampling,
             cache_salt=self.cache_salt,
             priority=self.priority,
-            tools=self._tool_rules(model.template),
+            tools=self._tool_rules(model.template, limits),
             unrendered=Unrendered(
                 messages=self.messages,
                 tools=self.tools,
@@ -102,10 +100,13 @@ class Chat:
         )
 
     def thinking_echo(self, model: ServedModel) -> dict[str, Any]:
-        """Whether the model thinks, as it was understood."""
+        """Whether the model thinks, as it was understood, in DeepSeek's and Anthropic's form."""
         if not model.is_rendered_here and self.thinking.is_on is None:
             return {"type": "default"}  # the upstream's
-        return echo(model.template.thinking_mode(self.thinking.is_on), self.thinking.budget)
+        if not model.template.thinking_mode(self.thinking.is_on):
+            return {"type": "disabled"}
+        budget = self.thinking.budget
+        return {"type": "enabled"} | ({} if budget is None else {"budget_tokens": budget})
 
 
 def limited(
@@ -117,13 +118,9 @@ def limited(
     """
     if budget is None or not format.splits_reasoning:
         return sampling
-    limit = _limit(budget, model.tokenizer, format.starts_inside)
-    return replace(sampling, reasoning_limit=limit)
-
-
-def _limit(budget: int, tokenizer: Tokenizer, starts_inside: bool) -> ReasoningLimit:
-    ids = [tokenizer.special_ids.get(marker) for marker in (THINK, END_THINK)]
-    if ids[0] is None or ids[1] is None:
+    ids = model.tokenizer.special_ids
+    begin, end = ids.get(THINK), ids.get(END_THINK)
+    if begin is None or end is None:
         raise RequestError(
             "reasoning cannot be limited with this checkpoint",
             param="thinking_token_budget",
@@ -131,7 +128,8 @@ def _limit(budget: int, tokenizer: Tokenizer, starts_inside: bool) -> ReasoningL
             found="a tokenizer without a token for the end of reasoning",
             fix="use max_tokens",
         )
-    return ReasoningLimit(budget, ids[1], None if starts_inside else ids[0])
+    limit = ReasoningLimit(budget, end, None if format.starts_inside else begin)
+    return replace(sampling, reasoning_limit=limit)
 
 
 def fit_context(
@@ -175,10 +173,6 @@ def last_ids(
     if num_kept == -1:
         num_kept = max(max_model_len - (params.max_tokens or 1), 1)
     if num_kept < 1:
-        raise RequestError(
-            "truncate_prompt_tokens is not valid",
-            param="truncate_prompt_tokens",
-            found=str(num_kept),
-            wanted="1 or more, or -1 for what fits",
-        )
+        wanted = "1 or more, or -1 for what fits"
+        raise not_valid("truncate_prompt_tokens", found=str(num_kept), wanted=wanted)
     return ids[-num_kept:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -12,39 +12,11 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import msgspec
 
 from fathom.errors import RequestError
+from fathom.server.refused import NOTHING_REFUSED, Refusals, Refused
 
 RequestT = TypeVar("RequestT", bound=msgspec.Struct)
 
 _WHERE = re.compile(r" - at `\$\.?(.*)`$")
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Why a field is refused, and the values with which it changes nothing."""
-
-    why: str
-    harmless: tuple[object, ...] = ()
-    fix: str = ""
-
-    def accepts(self, value: object) -> bool:
-        """Whether `value` asks for what happens anyway. 1 and True are told apart."""
-        return any(type(value) is type(one) and value == one for one in self.harmless)
-
-
-@dataclass(frozen=True, slots=True)
-class Refusals:
-    """What a dialect knows but does not honour. Paths are without indices.
-
-    `top`: fields of the body; `inner`: path -> fields of the objects there; `values`: path ->
-    values of an honoured field.
-    """
-
-    top: Mapping[str, Refused] = field(default_factory=dict)
-    inner: Mapping[str, Mapping[str, Refused]] = field(default_factory=dict)
-    values: Mapping[str, Mapping[object, Refused]] = field(default_factory=dict)
-
-
-NOTHING_REFUSED = Refusals()
 
 
 def decode(
@@ -159,7 +131,7 @@ class _Check:
         return re.sub(r"\[\d+\]", "", where[len(self.root) :]).removeprefix(".")
 
     def _value(self, where: str, value: object) -> None:
-        if not isinstance(value, str | bool):
+        if not isinstance(value, str):
             return
         entry = self.refusals.values.get(self._path(where), {}).get(value)
         if entry is not None:
@@ -167,7 +139,7 @@ class _Check:
                 f"{where}: {entry.why}",
                 param=where,
                 code="unsupported_value",
-                found=str(value),
+                found=value,
                 fix=entry.fix,
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec import Struct, json
 
@@ -44,6 +45,11 @@ def envelope(error: FathomError) -> bytes:
 def sse(body: bytes) -> bytes:
     """A server-sent event without a name."""
     return b"data: " + body + b"\n\n"
+
+
+def event(name: str, /, **fields: Any) -> bytes:
+    """A server-sent event with its name, which is the object's type too."""
+    return b"event: %s\n" % name.encode() + sse(json.encode({"type": name, **fields}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import Any
 
+from msgspec import json
+
 from fathom.errors import BodyTooLargeError, FathomError, MediaTypeError, RequestTimeoutError
 from fathom.server.envelope import OPENAI, Form, error_headers
 
@@ -111,6 +113,10 @@ class Exchange:
         """Send a whole response."""
         await self._start(status, [*headers, (b"content-length", b"%d" % len(body))])
         await self._send({"type": "http.response.body", "body": body})
+
+    async def give(self, told: Any) -> None:
+        """Send a whole answer in JSON."""
+        await self.respond(200, json.encode(told))
 
     async def fail(self, error: FathomError) -> None:
         """Answer with an error; in a stream, with an event after which it just ends."""

@@ -34,6 +34,16 @@ def if_given(name: str, value: object) -> dict[str, Any] | None:
     return None if value is None else {name: value}
 
 
+def sglang_forms(source: Any, prefix: str = "") -> dict[str, dict[str, Any] | None]:
+    """The forms that stand in `source` under SGLang's names, `prefix` before them."""
+    names = ("json_schema", "regex", "ebnf", "structural_tag")
+    forms = ("json", "regex", "grammar", "structural_tag")
+    return {
+        f"{prefix}{name}": if_given(form, getattr(source, name))
+        for name, form in zip(names, forms, strict=True)
+    }
+
+
 def schema_of(schema: object, field: str) -> dict[str, Any]:
     """The form of a JSON schema. Raises: RequestError where `field` is missing."""
     if schema is None:

@@ -1,4 +1,5 @@
-"""What probes and scrapers ask: alive, ready, version, metrics. None of it adds load."""
+"""What probes and scrapers ask: alive, ready, version, metrics; and DeepSeek's clients, their
+balance, though nobody has an account here. None of it adds load."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from fathom.server.state import ServerState
 
 async def livez(state: ServerState, exchange: Exchange) -> None:
     """200 while the process runs: a restart would not help a server that loads."""
-    await exchange.respond(200, json.encode({"status": "alive"}))
+    await exchange.give({"status": "alive"})
 
 
 async def readyz(state: ServerState, exchange: Exchange) -> None:
     """200 when a request would be answered; else 503 with the phase and what is being done."""
     phase = state.phase
     if phase == "ready":
-        await exchange.respond(200, json.encode({"status": "ready"}))
+        await exchange.give({"status": "ready"})
         return
     told: dict[str, Any] = {"status": "not ready", "phase": phase}
     if state.engine is not None:
@@ -39,7 +40,13 @@ async def readyz(state: ServerState, exchange: Exchange) -> None:
 
 async def version(state: ServerState, exchange: Exchange) -> None:
     """The version of fathom."""
-    await exchange.respond(200, json.encode({"version": __version__}))
+    await exchange.give({"version": __version__})
+
+
+async def user_balance(state: ServerState, exchange: Exchange) -> None:
+    """Whether requests are answered, and no balances: an invented sum would be believed."""
+    told = {"is_available": state.phase == "ready", "balance_infos": []}
+    await exchange.give(told)
 
 
 async def metrics(state: ServerState, exchange: Exchange) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 
 from msgspec import Struct
 
@@ -29,3 +31,18 @@ class RouteSpec:
     body: type[Struct] | None = None
     query: type[Struct] | None = None
     gives: str = "application/json"
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """The parameters in `path`, None where it is not this route's."""
+        if "{" not in self.path:
+            return {} if path == self.path else None
+        found = _pattern(self.path).fullmatch(path)
+        return None if found is None else found.groupdict()
+
+
+@cache
+def _pattern(path: str) -> re.Pattern[str]:
+    """`{name}` is a segment, `{name:path}` everything."""
+    parts = {"": "[^/]+", ":path": ".*"}
+    named = re.compile(r"\\{(\w+)((?::path)?)\\}")
+    return re.compile(named.sub(lambda one: f"(?P<{one[1]}>{parts[one[2]]})", re.escape(path)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fathom.errors import RequestError
 
@@ -41,14 +40,6 @@ def one_meaning(
             wanted="0 or more tokens",
         )
     return Thinking(next(iter(said.values()), None), budget)
-
-
-def echo(is_on: bool, budget: int | None) -> dict[str, Any]:
-    """What a response says of its reasoning, in DeepSeek's and Anthropic's form."""
-    told: dict[str, Any] = {"type": "enabled" if is_on else "disabled"}
-    if is_on and budget is not None:
-        told["budget_tokens"] = budget
-    return told
 
 
 def _disagree(what: str, said: Mapping[str, object]) -> RequestError:

@@ -9,7 +9,6 @@ from msgspec import Struct
 
 from fathom.core.types import StructuredOutputs
 from fathom.errors import RequestError
-from fathom.server.anthropic.refused import OF_BLOCKS
 from fathom.server.anthropic.schema import (
     CountRequest,
     RedactedBlock,
@@ -169,23 +168,11 @@ def tell_of_unheeded(ask: Ask, request: CountRequest) -> None:
 def _blocks(ask: Ask, content: str | list[dict[str, Any]], role: str, where: str) -> list[Struct]:
     if isinstance(content, str):
         return [TextBlock(type="text", text=content)] if content else []
-    kinds = KINDS[role]
-    blocks = []
-    for index, raw in enumerate(content):
-        at = f"{where}[{index}]"
-        name = raw.get("type")
-        kind = kinds.get(name) if isinstance(name, str) else None
-        if kind is None:
-            raise RequestError(
-                f"{at} is a block of a kind that cannot be read here",
-                param=f"{at}.type",
-                code="unsupported_content",
-                found=repr(name)[:80],
-                wanted=", ".join(kinds),
-                fix="describe it in words: DeepSeek's language models read text only",
-            )
-        blocks.append(ask.part(raw, kind, OF_BLOCKS, at))
-    return blocks
+    fix = "describe it in words: DeepSeek's language models read text only"
+    return [
+        ask.part(raw, KINDS[role], "blocks", f"{where}[{index}]", noun="a block", fix=fix)
+        for index, raw in enumerate(content)
+    ]
 
 
 def _without_billing(blocks: list[Struct]) -> list[Struct]:

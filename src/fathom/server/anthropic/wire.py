@@ -7,8 +7,8 @@ from typing import Any
 from msgspec import Struct, json
 
 from fathom.errors import FathomError, RequestError
-from fathom.server.answer import Choice, Counts
-from fathom.server.envelope import Form
+from fathom.server.answer import Choice, Counts, flaw_of
+from fathom.server.envelope import Form, event
 
 _ERROR_TYPES = {
     401: "authentication_error",
@@ -18,12 +18,6 @@ _ERROR_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-
-
-def event(name: str, **fields: Any) -> bytes:
-    """A server-sent event with its name, which is the object's type too."""
-    body = json.encode({"type": name, **fields})
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), body)
 
 
 class FailureBody(Struct, frozen=True, omit_defaults=True):
@@ -84,6 +78,5 @@ def content(choice: Choice, *, shows_thinking: bool) -> list[dict[str, Any]]:
         blocks.append({"type": "text", "text": choice.text})
     for call in choice.tool_calls:
         block = {"type": "tool_use", "id": call.id, "name": call.name}
-        flaw = {"arguments_flaw": call.flaw} if call.flaw else {}
-        blocks.append({**block, "input": call.as_object(), **flaw})
+        blocks.append({**block, "input": call.as_object(), **flaw_of(call)})
     return blocks

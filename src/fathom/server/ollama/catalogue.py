@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from msgspec import json
-
 from fathom.server.decode import decode
 from fathom.server.exchange import Exchange
 from fathom.server.ollama.schema import ShowRequest
@@ -22,14 +20,14 @@ from fathom.text.prompt import can_infill
 async def tags(state: ServerState, exchange: Exchange) -> None:
     """Every served name."""
     _, model = state.require()
-    await exchange.respond(200, json.encode({"models": _cards(model)}))
+    await exchange.give({"models": _cards(model)})
 
 
 async def running(state: ServerState, exchange: Exchange) -> None:
     """The same, with how much context there is: what is served is loaded, and stays so."""
     _, model = state.require()
     more = {"context_length": model.plan.max_model_len}
-    await exchange.respond(200, json.encode({"models": [{**c, **more} for c in _cards(model)]}))
+    await exchange.give({"models": [{**c, **more} for c in _cards(model)]})
 
 
 async def show(state: ServerState, exchange: Exchange) -> None:
@@ -52,7 +50,7 @@ async def show(state: ServerState, exchange: Exchange) -> None:
         "model_info": _info(model.plan),
         "capabilities": [name for name, is_there in can.items() if is_there],
     }
-    await exchange.respond(200, json.encode(told))
+    await exchange.give(told)
 
 
 def _info(plan: DeploymentPlan | RemotePlan) -> dict[str, Any]:

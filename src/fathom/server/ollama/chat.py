@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from msgspec import json, to_builtins
@@ -13,14 +11,12 @@ from msgspec import json, to_builtins
 from fathom.core.types import SamplingParams
 from fathom.engine.requests import GenerateRequest as Generate
 from fathom.errors import RequestError
-from fathom.server.answer import Choice, Tally, stray
+from fathom.server.answer import Choice, stray
 from fathom.server.conversation import Chat, fit_context
 from fathom.server.exchange import Exchange
 from fathom.server.forms import one_form
-from fathom.server.generation import News
-from fathom.server.job import Ask, Events, Job, answer, collect
+from fathom.server.job import Ask, Job, Reply, answer
 from fathom.server.ollama.schema import (
-    REFUSALS,
     ChatRequest,
     Common,
     GenerateRequest,
@@ -28,7 +24,7 @@ from fathom.server.ollama.schema import (
     Options,
 )
 from fathom.server.ollama.wire import now, served_name, tool_call
-from fathom.server.openai.responses import chat_logprobs
+from fathom.server.openai.wire import chat_logprobs
 from fathom.server.state import ServerState
 from fathom.server.thinking import Thinking
 from fathom.text.delta import Delta
@@ -45,76 +41,33 @@ _NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job(Job[Common]):
-    """A conversation or a prompt; `thinks` where a template is asked."""
-
-    thinks: bool | None
-    started_ns: int
-
-    def record(self, text: str, reasoning: str, calls: list[Any], **more: Any) -> dict[str, Any]:
-        """One line: a piece of the answer, or all of it."""
-        told: dict[str, Any] = {"model": self.request.model, "created_at": now()}
-        thinking = {"thinking": reasoning} if reasoning else {}
-        if isinstance(self.request, ChatRequest):
-            message = {"role": "assistant", "content": text, **thinking}
-            told["message"] = {**message, "tool_calls": calls} if calls else message
-        else:
-            told |= {"response": text, **thinking}
-        return {**told, "done": False, **more}
-
-    def end(self, choice: Choice, tally: Tally, first_ns: int) -> dict[str, Any]:
-        """The fields of the last line. Times in nanoseconds; nothing is loaded for a request."""
-        counts, ended_ns = tally.counts(), time.monotonic_ns()
-        told: dict[str, Any] = {
-            "done": True,
-            "done_reason": _REASONS.get(choice.finish_reason, "stop"),
-            "total_duration": ended_ns - self.started_ns,
-            "load_duration": 0,
-            "prompt_eval_count": counts.prompt,
-            "prompt_eval_duration": first_ns - self.started_ns,
-            "eval_count": counts.completion,
-            "eval_duration": ended_ns - first_ns,
-            **stray(choice),
-        }
-        if self.thinks is not None:
-            told["think"] = self.thinks
-        if self.warnings:
-            told["warnings"] = self.warnings
-        return told
-
-    def logprobs(self, delta: Delta | Choice) -> dict[str, Any]:
-        """The scores of the delta's tokens, where they are wanted."""
-        if not self.request.logprobs or not delta.logprobs:
-            return {}
-        scored = chat_logprobs(delta.logprobs, self.request.top_logprobs or 0)
-        return {"logprobs": scored["content"]}
+CommonT = TypeVar("CommonT", bound=Common)
 
 
 async def chat(state: ServerState, exchange: Exchange) -> None:
     """Answer a conversation, as a stream unless told otherwise."""
-    await answer(state, exchange, _prepare_chat, _whole, _Lines)
+    await answer(state, exchange, _prepare_chat, _Reply)
 
 
 async def generate(state: ServerState, exchange: Exchange) -> None:
     """Answer a prompt, as a stream unless told otherwise."""
-    await answer(state, exchange, _prepare_generate, _whole, _Lines)
+    await answer(state, exchange, _prepare_generate, _Reply)
 
 
-def _prepare_chat(ask: Ask) -> _Job:
+def _prepare_chat(ask: Ask) -> Job[Common]:
     """From bytes to tokens. Raises: RequestError."""
-    request = ask.read(ChatRequest, REFUSALS)
+    request = _read(ask, ChatRequest)
     if not request.messages:
-        return _job(ask, request, (), None)
+        return Job.of(ask, request, "", ())
     ask.config.check("max_messages", "messages", len(request.messages))
     return _chat(ask, request, [_message(one) for one in request.messages], request.tools)
 
 
-def _prepare_generate(ask: Ask) -> _Job:
+def _prepare_generate(ask: Ask) -> Job[Common]:
     """From bytes to tokens. Raises: RequestError."""
-    request, model = ask.read(GenerateRequest, REFUSALS), ask.model
+    request, model = _read(ask, GenerateRequest), ask.model
     if not (request.raw or request.suffix or request.prompt):
-        return _job(ask, request, (), None)
+        return Job.of(ask, request, "", ())
     if not (request.raw or request.suffix):
         messages = [{"role": "user", "content": request.prompt}]
         if request.system:
@@ -131,12 +84,25 @@ def _prepare_generate(ask: Ask) -> _Job:
     else:
         ids = encode_prompt(model.tokenizer, request.prompt)
     sampling = fit_context(params, len(ids), model.plan.max_model_len)
-    return _job(ask, request, (Generate(id=_id(), prompt_ids=ids, sampling=sampling),), None)
+    name = _id()
+    return Job.of(ask, request, name, [Generate(id=name, prompt_ids=ids, sampling=sampling)])
 
 
-def _chat(ask: Ask, request: Common, messages: list[dict[str, Any]], tools: Any) -> _Job:
+def _read(ask: Ask, kind: type[CommonT]) -> CommonT:
+    """The request, about a model that is here and stays. Raises: RequestError."""
+    request = ask.read(kind, "ollama")
+    served_name(ask.model, request.model)
+    if request.keep_alive in (0, "0", "0s", "0m"):
+        raise RequestError(
+            "keep_alive cannot be 0: the model stays loaded while the server runs",
+            param="keep_alive",
+            code="unsupported_value",
+        )
+    return request
+
+
+def _chat(ask: Ask, request: Common, messages: list[dict[str, Any]], tools: Any) -> Job[Common]:
     asked = Chat(
-        limits=ask.config,
         id=_id(),
         messages=messages,
         tools=tools or None,
@@ -144,32 +110,11 @@ def _chat(ask: Ask, request: Common, messages: list[dict[str, Any]], tools: Any)
         sampling=_sampling(ask, request),
         continue_final_message=bool(messages) and messages[-1]["role"] == "assistant",
     )
-    thinks = asked.thinking_echo(ask.model)["type"] == "enabled"
-    return _job(ask, request, (asked.request(ask.model),), thinks)
+    return Job.of_chat(ask, request, asked)
 
 
 def _id() -> str:
     return f"ollama-{uuid4().hex}"
-
-
-def _job(ask: Ask, request: Common, generates: tuple[Generate, ...], thinks: bool | None) -> _Job:
-    if request.keep_alive in (0, "0", "0s", "0m"):
-        raise RequestError(
-            "keep_alive cannot be 0: the model stays loaded while the server runs",
-            param="keep_alive",
-            code="unsupported_value",
-        )
-    return _Job(
-        request=request,
-        generates=generates,
-        id="",
-        created_s=int(time.time()),
-        model_name=served_name(ask.model, request.model),
-        is_stream=request.stream,
-        warnings=tuple(ask.warnings),
-        thinks=thinks,
-        started_ns=time.monotonic_ns(),
-    )
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -188,26 +133,25 @@ def _message(message: Message) -> dict[str, Any]:
 
 def _sampling(ask: Ask, request: Common) -> SamplingParams:
     """Raises: RequestError that names the option."""
-    options = to_builtins(request.options) if request.options else {}
-    needed, most = options.pop("num_ctx", None), ask.model.plan.max_model_len
-    if needed is not None and needed > most:
+    options, most = request.options or Options(), ask.model.plan.max_model_len
+    if options.num_ctx is not None and options.num_ctx > most:
         raise RequestError(
             "options.num_ctx is more than there is",
             param="options.num_ctx",
-            found=str(needed),
+            found=str(options.num_ctx),
             wanted=f"at most {most}",
             fix="ask for less, or start the server with a larger --max-model-len",
         )
-    limit = options.pop("num_predict", None)
     if request.top_logprobs and not request.logprobs:
         raise RequestError("top_logprobs needs logprobs", param="top_logprobs")
+    limit = options.num_predict
     return ask.sampling(
         _NAMES,
+        options,
         structured_outputs=one_form({"format": _form(request.format)}),
-        repetition_penalty=options.pop("repeat_penalty", None),
+        repetition_penalty=options.repeat_penalty,
         max_tokens=None if limit in (-1, -2) else limit,  # -1, -2: as many as fit
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        **options,
     )
 
 
@@ -217,41 +161,77 @@ def _form(asked: str | dict[str, Any] | None) -> dict[str, Any] | None:
     return {"json_object": True} if asked == "json" else {"json": asked}
 
 
-async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]) -> None:
-    first_ns: list[int] = []
+class _Reply(Reply[Job[Common]]):
+    """A line for each delta, and a last one with the tool calls and the counts; a whole answer is
+    one line."""
 
-    def seen(delta: Delta) -> Delta:
-        first_ns.append(time.monotonic_ns())
-        return delta
-
-    choice, tally = await collect(job, news, seen)
-    calls = [tool_call(index, call) for index, call in enumerate(choice.tool_calls)]
-    end = job.end(choice, tally, first_ns[0] if first_ns else job.started_ns)
-    record = job.record(choice.text, choice.reasoning, calls, **job.logprobs(choice), **end)
-    await exchange.respond(200, json.encode(record))
-
-
-class _Lines(Events[_Job]):
-    """A line for each delta, and a last one with the tool calls and the counts."""
-
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, job: Job[Common]) -> None:
         super().__init__(job)
         self._choice = Choice()
+        self._started_ns = time.monotonic_ns()
         self._first_ns: int | None = None
+
+    def add(self, number: int, delta: Delta) -> None:
+        """Keep what the last line says."""
+        self._first_ns = self._first_ns or time.monotonic_ns()
+        self._choice.add(delta)
+
+    def whole(self) -> dict[str, Any]:
+        """The only line."""
+        choice = self._choice
+        return self._last(choice.text, choice.reasoning, **self._scores(choice))
 
     def of(self, number: int, delta: Delta) -> list[bytes]:
         """The line of a delta."""
-        self._first_ns = self._first_ns or time.monotonic_ns()
-        self._tally.add(number, delta)
-        self._choice.add(delta)
-        scores = self._job.logprobs(delta)
+        self.add(number, delta)
+        scores = self._scores(delta)
         if not (delta.text or delta.reasoning or scores):
             return []
-        record = self._job.record(delta.text, delta.reasoning, [], **scores)
-        return [json.encode(record) + b"\n"]
+        return [json.encode(self._record(delta.text, delta.reasoning, [], **scores)) + b"\n"]
 
     def closing(self) -> bytes:
         """The last line."""
+        return json.encode(self._last("", "")) + b"\n"
+
+    def _record(self, text: str, reasoning: str, calls: list[Any], **more: Any) -> dict[str, Any]:
+        """One line: a piece of the answer, or all of it."""
+        request = self._job.request
+        told: dict[str, Any] = {"model": request.model, "created_at": now()}
+        thinking = {"thinking": reasoning} if reasoning else {}
+        if isinstance(request, ChatRequest):
+            message = {"role": "assistant", "content": text, **thinking}
+            told["message"] = {**message, "tool_calls": calls} if calls else message
+        else:
+            told |= {"response": text, **thinking}
+        return {**told, "done": False, **more}
+
+    def _last(self, text: str, reasoning: str, **more: Any) -> dict[str, Any]:
+        """The last line. Times in nanoseconds; nothing is loaded for a request."""
+        job, counts, ended_ns = self._job, self._tally.counts(), time.monotonic_ns()
+        first_ns = self._first_ns or self._started_ns
+        told: dict[str, Any] = {
+            **more,
+            "done": True,
+            "done_reason": _REASONS.get(self._choice.finish_reason, "stop"),
+            "total_duration": ended_ns - self._started_ns,
+            "load_duration": 0,
+            "prompt_eval_count": counts.prompt,
+            "prompt_eval_duration": first_ns - self._started_ns,
+            "eval_count": counts.completion,
+            "eval_duration": ended_ns - first_ns,
+            **stray(self._choice),
+        }
+        if job.thinking is not None:
+            told["think"] = job.thinking["type"] == "enabled"
+        if job.warnings:
+            told["warnings"] = job.warnings
         calls = [tool_call(index, call) for index, call in enumerate(self._choice.tool_calls)]
-        end = self._job.end(self._choice, self._tally, self._first_ns or self._job.started_ns)
-        return json.encode(self._job.record("", "", calls, **end)) + b"\n"
+        return self._record(text, reasoning, calls, **told)
+
+    def _scores(self, told: Delta | Choice) -> dict[str, Any]:
+        """The scores of the tokens, where they are wanted."""
+        request = self._job.request
+        if not request.logprobs or not told.logprobs:
+            return {}
+        scored = chat_logprobs(told.logprobs, request.top_logprobs or 0)
+        return {"logprobs": scored["content"]}

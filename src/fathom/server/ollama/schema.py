@@ -1,12 +1,10 @@
-"""What a request to /api/chat and /api/generate may say, and what is refused of it."""
+"""What a request to /api/chat and /api/generate may say."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from msgspec import Struct
-
-from fathom.server.decode import Refusals, Refused
 
 Think = bool | Literal["low", "medium", "high"]
 
@@ -89,36 +87,3 @@ class ShowRequest(Struct, frozen=True):
 
     model: str
     verbose: bool = False
-
-
-_NO_MEDIA = Refused("the models read text only", ([],))
-_AT_START = (
-    *("numa", "num_batch", "num_gpu", "main_gpu", "low_vram", "f16_kv", "logits_all"),
-    *("vocab_only", "use_mmap", "use_mlock", "num_thread"),
-)
-
-REFUSALS = Refusals(
-    top={
-        "images": _NO_MEDIA,
-        "template": Refused("a template is code, and none is taken from a request", ("",)),
-        "context": Refused("conversations are sent as messages", ([],), "use /api/chat"),
-        "width": Refused("the models draw nothing"),
-        "height": Refused("the models draw nothing"),
-        "steps": Refused("the models draw nothing"),
-    },
-    inner={
-        "messages": {"images": _NO_MEDIA},
-        "options": {
-            **dict.fromkeys(_AT_START, Refused("it is set when the server starts")),
-            "embedding_only": Refused("the models write text", (False,)),
-            "num_keep": Refused("a prompt is never cut", (0, 4, 5)),
-            "repeat_last_n": Refused("the penalty sees everything", (-1,)),
-            "typical_p": Refused("typical sampling is not implemented", (1, 1.0)),
-            "tfs_z": Refused("tail-free sampling is not implemented", (1, 1.0)),
-            "mirostat": Refused("mirostat is not implemented", (0,)),
-            "mirostat_tau": Refused("mirostat is not implemented"),
-            "mirostat_eta": Refused("mirostat is not implemented"),
-            "penalize_newline": Refused("newlines are tokens like others", (True,)),
-        },
-    },
-)

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct, json
 
-from fathom.server.answer import Call
+from fathom.server.answer import Call, flaw_of
 from fathom.server.envelope import Form
 from fathom.server.state import ServedModel
 
@@ -35,8 +35,7 @@ def now() -> str:
 def tool_call(index: int, call: Call) -> dict[str, Any]:
     """A whole call; this API knows no pieces of one."""
     function = {"index": index, "name": call.name, "arguments": call.as_object()}
-    flaw = {"arguments_flaw": call.flaw} if call.flaw else {}
-    return {"id": call.id, "function": function, **flaw}
+    return {"id": call.id, "function": function, **flaw_of(call)}
 
 
 def served_name(model: ServedModel, asked: str) -> str:

@@ -2,67 +2,52 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
-from msgspec import UNSET, json
+from msgspec import UNSET
 
 from fathom.engine.requests import GenerateRequest
-from fathom.errors import RequestError
+from fathom.errors import RequestError, not_valid
 from fathom.server.answer import Choice
 from fathom.server.conversation import fit_context, last_ids, limited
 from fathom.server.exchange import Exchange
-from fathom.server.generation import News
-from fathom.server.job import Ask, answer
-from fathom.server.openai.job import Chunks, OpenAIJob
-from fathom.server.openai.refused import OF_COMPLETION
-from fathom.server.openai.responses import (
+from fathom.server.job import Ask, Job, answer
+from fathom.server.openai.reply import OpenAIReply
+from fathom.server.openai.sampling import sampling_params
+from fathom.server.openai.schema import CompletionRequest
+from fathom.server.openai.wire import (
+    Response,
     TextChoice,
     prompt_logprob_rows,
     text_logprobs,
-    usage,
 )
-from fathom.server.openai.sampling import sampling_params
-from fathom.server.openai.schema import CompletionRequest
 from fathom.server.state import ServerState
 from fathom.server.thinking import one_meaning
-from fathom.text.delta import Delta, FinishReason
+from fathom.text.delta import Delta, TokenLogprob
 from fathom.text.prompt import encode_infill, encode_prompt
 from fathom.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Job(OpenAIJob[CompletionRequest]):
+class _Job(Job[CompletionRequest]):
     """Prompts, with an echo for each."""
-
-    kind = chunk_kind = "text_completion"
 
     echoes: tuple[str, ...]
     tokenizer: Tokenizer
 
-    def wanted(self, delta: Delta) -> Delta:
-        """The delta without the one token that is generated where only scores are wanted."""
-        if self.request.max_tokens != 0:
-            return delta
-        end: FinishReason | None = None if delta.finish_reason is None else "length"
-        return Delta(
-            index=delta.index,
-            prompt_logprobs=delta.prompt_logprobs,
-            finish_reason=end,
-            num_cached=delta.num_cached,
-        )
-
 
 async def completions(state: ServerState, exchange: Exchange) -> None:
     """Continue one or several prompts, whole or as a stream."""
-    await answer(state, exchange, _prepare, _whole, _Chunks)
+    await answer(state, exchange, _prepare, _Reply)
 
 
 def _prepare(ask: Ask) -> _Job:
     """From bytes to tokens. Raises: RequestError."""
-    request, model = ask.read(CompletionRequest, OF_COMPLETION), ask.model
+    request = ask.read(CompletionRequest, "openai", "completions")
+    model = ask.model
     model.check_name(request.model)
     params = sampling_params(ask, request)
     prompts = _prompts(request.prompt)
@@ -85,17 +70,7 @@ def _prepare(ask: Ask) -> _Job:
             )
         )
     echoes = [_echo(prompt, model.tokenizer) if request.echo else "" for prompt in prompts]
-    return _Job(
-        request=request,
-        generates=tuple(generates),
-        echoes=tuple(echoes),
-        id=name,
-        created_s=int(time.time()),
-        model_name=request.model or model.name,
-        is_stream=request.stream,
-        warnings=tuple(ask.warnings),
-        tokenizer=model.tokenizer,
-    )
+    return _Job.of(ask, request, name, generates, echoes=tuple(echoes), tokenizer=model.tokenizer)
 
 
 def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
@@ -107,9 +82,8 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
         return [ids]
     several = [item for item in prompt if not isinstance(item, int)]
     if ids or len({type(item) for item in several}) != 1:
-        raise RequestError(
-            "prompt is not valid",
-            param="prompt",
+        raise not_valid(
+            "prompt",
             found="an empty list" if not prompt else "a mixture",
             wanted="a string, token ids, or a list of only one of these",
         )
@@ -142,66 +116,67 @@ def _echo(prompt: str | list[int], tokenizer: Tokenizer) -> str:
     return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
 
 
-async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]) -> None:
-    num_choices = job.request.n
-    choices = [[Choice() for _ in range(num_choices)] for _ in job.generates]
-    tally = job.tally()
-    async for number, deltas in news:
-        for delta in deltas:
-            kept = job.wanted(delta)
-            tally.add(number, kept)
-            choices[number][delta.index].add(kept)
-    response = job.response(
-        job.kind,
-        [
-            _choice(job, number, index, of_prompt)
-            for number, of_prompt in enumerate(choices)
-            for index in range(num_choices)
-        ],
-        usage=usage(tally.counts()),
-        **job.said(),
-    )
-    await exchange.respond(200, json.encode(response))
+class _Reply(OpenAIReply[_Job]):
+    """An answer, from its deltas."""
 
-
-def _choice(job: _Job, number: int, index: int, of_prompt: list[Choice]) -> TextChoice:
-    """Choice `index` of prompt `number`. The prompt's scores came with its first choice."""
-    request, choice = job.request, of_prompt[index]
-    ids = job.generates[number].prompt_ids
-    scores = of_prompt[0].prompt_logprobs
-    logprobs = None
-    if request.logprobs is not None:
-        rows, first = choice.logprobs, None
-        if request.echo:
-            rows = [*scores, *rows]
-            first = ids[0], job.tokenizer.token_text(ids[0])
-        logprobs = text_logprobs(
-            rows, request.logprobs, first=first, as_ids=request.return_tokens_as_token_ids
-        )
-    return TextChoice(
-        index=number * request.n + index,
-        text=job.echoes[number] + choice.text,
-        logprobs=logprobs,
-        finish_reason=choice.finish_reason,
-        stop_reason=choice.stop_reason,
-        prompt_logprobs=UNSET if request.prompt_logprobs is None else prompt_logprob_rows(scores),
-        token_ids=choice.token_ids if request.return_token_ids else UNSET,
-        prompt_token_ids=ids if request.return_token_ids else UNSET,
-    )
-
-
-class _Chunks(Chunks[_Job]):
-    """A stream's events, from its deltas."""
+    kind = chunk_kind = "text_completion"
 
     def __init__(self, job: _Job) -> None:
         super().__init__(job)
         self._offsets: dict[int, int] = {}
 
+    def shown(self, delta: Delta) -> Delta:
+        """The delta without the one token that is generated where only scores are wanted."""
+        if self._job.request.max_tokens != 0:
+            return delta
+        return Delta(
+            index=delta.index,
+            prompt_logprobs=delta.prompt_logprobs,
+            finish_reason=None if delta.finish_reason is None else "length",
+            num_cached=delta.num_cached,
+        )
+
+    def whole(self) -> Response:
+        """All choices of all prompts."""
+        return self._all(
+            [
+                self._choice(number, index, of_prompt)
+                for number, of_prompt in enumerate(self._choices)
+                for index in range(len(of_prompt))
+            ]
+        )
+
+    def _choice(self, number: int, index: int, of_prompt: list[Choice]) -> TextChoice:
+        """Choice `index` of prompt `number`. The prompt's scores came with its first choice."""
+        job, request, choice = self._job, self._job.request, of_prompt[index]
+        ids, scores = job.generates[number].prompt_ids, of_prompt[0].prompt_logprobs
+        rows, first = choice.logprobs, None
+        if request.echo:
+            rows = [*scores, *rows]
+            first = ids[0], job.tokenizer.token_text(ids[0])
+        return TextChoice(
+            index=number * request.n + index,
+            text=job.echoes[number] + choice.text,
+            logprobs=self._scores(rows, first=first),
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            prompt_logprobs=UNSET
+            if request.prompt_logprobs is None
+            else prompt_logprob_rows(scores),
+            token_ids=choice.token_ids if request.return_token_ids else UNSET,
+            prompt_token_ids=ids if request.return_token_ids else UNSET,
+        )
+
+    def _scores(self, rows: Sequence[TokenLogprob], **more: Any) -> dict[str, Any] | None:
+        request = self._job.request
+        if request.logprobs is None:
+            return None
+        as_ids = request.return_tokens_as_token_ids
+        return text_logprobs(rows, request.logprobs, as_ids=as_ids, **more)
+
     def of(self, number: int, delta: Delta) -> list[bytes]:
         """The events of a delta of prompt `number`."""
         job, request = self._job, self._job.request
-        delta = job.wanted(delta)
-        self._tally.add(number, delta)
         index = number * request.n + delta.index
         is_first = index not in self._offsets
         offset = self._offsets.setdefault(index, len(job.echoes[number]))
@@ -209,19 +184,11 @@ class _Chunks(Chunks[_Job]):
         shows_ids = request.return_token_ids and bool(delta.token_ids)
         if not (text or delta.finish_reason or delta.logprobs or shows_ids):
             return []
-        logprobs = None
-        if request.logprobs is not None and delta.logprobs:
-            logprobs = text_logprobs(
-                delta.logprobs,
-                request.logprobs,
-                offset=offset,
-                as_ids=request.return_tokens_as_token_ids,
-            )
-            self._offsets[index] += sum(len(row.token) for row in delta.logprobs)
+        self._offsets[index] += sum(len(row.token) for row in delta.logprobs)
         choice = TextChoice(
             index=index,
             text=text,
-            logprobs=logprobs,
+            logprobs=self._scores(delta.logprobs, offset=offset) if delta.logprobs else None,
             finish_reason=delta.finish_reason,
             stop_reason=delta.stop_reason,
             token_ids=delta.token_ids if request.return_token_ids else UNSET,

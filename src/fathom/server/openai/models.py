@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from msgspec import json
-
 from fathom.server.exchange import Exchange
 from fathom.server.state import ServedModel, ServerState
 
@@ -15,16 +13,8 @@ async def list_models(state: ServerState, exchange: Exchange) -> None:
     """Every served name."""
     _, model = state.require()
     data = [_card(model, name) for name in model.plan.served_names]
-    told = json.encode(
-        {
-            "object": "list",
-            "data": data,
-            "has_more": False,
-            "first_id": data[0]["id"],
-            "last_id": data[-1]["id"],
-        }
-    )
-    await exchange.respond(200, told)
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]}
+    await exchange.give({"object": "list", "data": data, "has_more": False, **ends})
 
 
 async def show_model(state: ServerState, exchange: Exchange) -> None:
@@ -32,7 +22,7 @@ async def show_model(state: ServerState, exchange: Exchange) -> None:
     _, model = state.require()
     name = str(exchange.scope["path_params"]["model"])
     model.check_name(name)
-    await exchange.respond(200, json.encode(_card(model, name)))
+    await exchange.give(_card(model, name))
 
 
 def _card(model: ServedModel, name: str) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 from fathom.core.types import MAX_BAD_LENGTH, MAX_BAD_SEQUENCES, SamplingParams
-from fathom.errors import RequestError
+from fathom.errors import RequestError, not_valid
 from fathom.server.job import Ask
 from fathom.server.openai.schema import ChatRequest, CompletionRequest, Sampling
 from fathom.server.openai.structured import form_of
@@ -17,8 +15,6 @@ _MAX_TOKEN_ID_DIGITS = 10
 _CHAT_NAMES = {"logprobs": "top_logprobs"}
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 
-T = TypeVar("T")
-
 
 def sampling_params(ask: Ask, request: ChatRequest | CompletionRequest) -> SamplingParams:
     """The request's sampling, validated; the checkpoint says how tokens are chosen otherwise.
@@ -29,28 +25,12 @@ def sampling_params(ask: Ask, request: ChatRequest | CompletionRequest) -> Sampl
     _check_common(request)
     return ask.sampling(
         {} if isinstance(request, CompletionRequest) else _CHAT_NAMES,
-        n=request.n,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        min_p=request.min_p,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-        repetition_penalty=request.repetition_penalty,
-        seed=request.seed,
-        stop=request.stop,
-        stop_token_ids=request.stop_token_ids,
-        include_stop_str_in_output=request.include_stop_str_in_output,
-        ignore_eos=request.ignore_eos,
+        request,
         max_tokens=_max_tokens(request),
-        min_tokens=request.min_tokens,
         logprobs=_num_logprobs(request),
         prompt_logprobs=_num_prompt_logprobs(request),
         logit_bias=_logit_bias(request.logit_bias or {}),
-        allowed_token_ids=request.allowed_token_ids,
         bad_token_ids=_bad_token_ids(request.bad_words or [], ask.model.tokenizer),
-        skip_special_tokens=request.skip_special_tokens,
-        repetition_detection=request.repetition_detection,
         structured_outputs=form_of(request),
     )
 
@@ -63,15 +43,9 @@ def _check_common(request: Sampling) -> None:
     for name in ("request_id", "cache_salt"):
         value = getattr(request, name)
         if value is not None and not (1 <= len(value) <= MAX_NAME_CHARS and value.isprintable()):
-            raise RequestError(
-                f"{name} is not valid",
-                param=name,
-                wanted=f"1 to {MAX_NAME_CHARS} printable characters",
-            )
+            raise not_valid(name, wanted=f"1 to {MAX_NAME_CHARS} printable characters")
     if not -_MAX_PRIORITY <= request.priority <= _MAX_PRIORITY:
-        raise RequestError(
-            "priority is not valid", param="priority", wanted="a whole number of 32 bits"
-        )
+        raise not_valid("priority", wanted="a whole number of 32 bits")
     if request.stream and request.prompt_logprobs is not None:
         raise RequestError(
             "prompt_logprobs does not go with stream",
@@ -85,7 +59,7 @@ def _max_tokens(request: ChatRequest | CompletionRequest) -> int | None:
     if isinstance(request, CompletionRequest):
         if request.max_tokens == 0 and request.echo:
             return 1  # scores the prompt; the one token is dropped from the answer
-        return _or(request.max_tokens, _COMPLETION_MAX_TOKENS)
+        return _COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     old, new = request.max_tokens, request.max_completion_tokens
     if old is not None and new is not None and old != new:
         raise RequestError(
@@ -125,33 +99,19 @@ def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
     """Token ids are the keys: JSON has no whole numbers there."""
     for key in bias:
         if not (key.isascii() and key.isdigit() and len(key) <= _MAX_TOKEN_ID_DIGITS):
-            raise RequestError(
-                "logit_bias is not valid",
-                param="logit_bias",
-                found=repr(key[:40]),
-                wanted="token ids as keys",
-            )
+            raise not_valid("logit_bias", found=repr(key[:40]), wanted="token ids as keys")
     return {int(key): value for key, value in bias.items()}
 
 
 def _bad_token_ids(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
     """The words as a text begins with them, and as they stand after a space."""
     if len(words) > MAX_BAD_SEQUENCES // 2 or not all(words):
-        raise RequestError(
-            "bad_words is not valid",
-            param="bad_words",
+        raise not_valid(
+            "bad_words",
             found=f"{len(words)} of them" if all(words) else "an empty one",
             wanted=f"at most {MAX_BAD_SEQUENCES // 2}, none of them empty",
         )
     told = [tokenizer.encode(f"{before}{word}") for word in words for before in ("", " ")]
     if any(len(ids) > MAX_BAD_LENGTH for ids in told):
-        raise RequestError(
-            "bad_words is not valid",
-            param="bad_words",
-            wanted=f"words of at most {MAX_BAD_LENGTH} tokens",
-        )
+        raise not_valid("bad_words", wanted=f"words of at most {MAX_BAD_LENGTH} tokens")
     return tuple(dict.fromkeys(told))
-
-
-def _or(value: T | None, default: T) -> T:
-    return default if value is None else value

@@ -1,6 +1,6 @@
 """What a request may say: one struct a JSON object, with the names of OpenAI, vLLM and SGLang.
 
-Only fields that are honoured are here. Fields that are known but not honoured are in `refused.py`;
+Only fields that are honoured are here. Those that are known but not honoured are in `refused.toml`;
 anything else is an error that names the nearest field (`decode.py`). Messages are checked by
 `text.messages`, values of sampling fields by `SamplingParams`.
 """

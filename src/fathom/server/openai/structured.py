@@ -8,7 +8,7 @@ from msgspec import to_builtins
 
 from fathom.core.types import StructuredOutputs
 from fathom.errors import RequestError
-from fathom.server.forms import ToolChoice, if_given, one_form, schema_of
+from fathom.server.forms import ToolChoice, one_form, schema_of, sglang_forms
 from fathom.server.openai.schema import ChatRequest, NamedTool, ResponseFormat, Sampling
 
 _SCHEMA_FIELD = "response_format.json_schema.schema"
@@ -22,10 +22,7 @@ def form_of(request: Sampling) -> StructuredOutputs | None:
     return one_form(
         {
             _SCHEMA_FIELD if is_schema else "response_format": _of_response_format(asked),
-            "json_schema": if_given("json", request.json_schema),
-            "regex": if_given("regex", request.regex),
-            "ebnf": if_given("grammar", request.ebnf),
-            "structural_tag": if_given("structural_tag", request.structural_tag),
+            **sglang_forms(request),
             "structured_outputs": given and {k: v for k, v in given if v is not None},
         }
     )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from msgspec import json, to_builtins
+from msgspec import to_builtins
 
 from fathom.errors import RequestError
 from fathom.server.decode import decode
 from fathom.server.exchange import Exchange
-from fathom.server.job import Ask
+from fathom.server.job import Ask, tell
 from fathom.server.openai.schema import DetokenizeRequest, TokenizeRequest, given
 from fathom.server.state import ServerState
 from fathom.text.chat import asked_thinking, encode_chat
@@ -19,23 +18,15 @@ from fathom.text.prompt import encode_prompt
 
 async def tokenize(state: ServerState, exchange: Exchange) -> None:
     """The ids of a text or of a rendered conversation."""
-    await _answer(state, exchange, _tokenize)
+    await tell(state, exchange, _tokenize)
 
 
 async def detokenize(state: ServerState, exchange: Exchange) -> None:
     """The text of ids."""
-    await _answer(state, exchange, _detokenize)
+    await tell(state, exchange, _detokenize)
 
 
-async def _answer(state: ServerState, exchange: Exchange, work: Callable[[Ask], bytes]) -> None:
-    body = await exchange.read_json_body(state.config.max_body_bytes)
-    _, model = state.require()
-    await exchange.respond(
-        200, await state.off_loop(lambda: work(Ask(body, model, state.config)), len(body))
-    )
-
-
-def _tokenize(ask: Ask) -> bytes:
+def _tokenize(ask: Ask) -> dict[str, Any]:
     request, model = decode(ask.body, TokenizeRequest), ask.model
     model.check_name(request.model)
     if (request.prompt is None) == (request.messages is None):
@@ -62,12 +53,12 @@ def _tokenize(ask: Ask) -> bytes:
     }
     if request.return_token_strs:
         told["token_strs"] = [model.tokenizer.token_text(token_id) for token_id in ids]
-    return json.encode(told)
+    return told
 
 
-def _detokenize(ask: Ask) -> bytes:
+def _detokenize(ask: Ask) -> dict[str, Any]:
     request, model = decode(ask.body, DetokenizeRequest), ask.model
     model.check_name(request.model)
     model.tokenizer.check_ids(request.tokens, "tokens")
     text = model.tokenizer.decode(request.tokens, request.skip_special_tokens)
-    return json.encode({"prompt": text})
+    return {"prompt": text}

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
-from msgspec import Struct, json, to_builtins
+from msgspec import Struct, to_builtins
 
 from fathom.errors import RequestError
-from fathom.server.answer import Tally, first_call_only, stray
+from fathom.server.answer import Tally, stray
 from fathom.server.conversation import Chat
+from fathom.server.envelope import event
 from fathom.server.exchange import Exchange
-from fathom.server.generation import News
-from fathom.server.job import Ask, Events, Job, answer
-from fathom.server.openai.responses import chat_logprobs
+from fathom.server.job import Ask, Job, Reply, answer, tell
+from fathom.server.openai.wire import chat_logprobs
 from fathom.server.responses.items import (
     earlier_items,
     form_of,
@@ -27,9 +26,9 @@ from fathom.server.responses.items import (
     tool_choice_of,
     tools_of,
 )
-from fathom.server.responses.schema import OF_RESPONSES, CountRequest, ResponsesRequest
+from fathom.server.responses.schema import CountRequest, ResponsesRequest
 from fathom.server.responses.store import Kept, ResponseStore
-from fathom.server.responses.wire import OpenItem, event, usage
+from fathom.server.responses.wire import OpenItem, usage
 from fathom.server.state import ServerState
 from fathom.server.thinking import one_meaning
 from fathom.text.delta import Delta
@@ -42,7 +41,6 @@ _SCORES = "message.output_text.logprobs"
 class _Job(Job[ResponsesRequest]):
     """A conversation. `keep` is told of the whole answer, where it is to be kept."""
 
-    thinking: dict[str, Any]
     keep: Callable[[dict[str, Any]], None]
 
     def response(self, status: str, output: list[Any], tally: Tally | None) -> dict[str, Any]:
@@ -79,38 +77,28 @@ class _Job(Job[ResponsesRequest]):
 
 async def create(state: ServerState, exchange: Exchange) -> None:
     """Answer a conversation, whole or as a stream, and keep the answer unless told not to."""
-    tenant = exchange.tenant
-    await answer(
-        state, exchange, lambda ask: _prepare(ask, state.responses, tenant), _whole, _Events
-    )
+    store, tenant = state.responses, exchange.tenant
+    await answer(state, exchange, lambda ask: _prepare(ask, store, tenant), _Reply)
 
 
 async def input_tokens(state: ServerState, exchange: Exchange) -> None:
     """How many tokens a conversation is."""
-    body = await exchange.read_json_body(state.config.max_body_bytes)
-    _, model = state.require()
-    ask = Ask(body, model, state.config)
 
-    def work() -> dict[str, Any]:
-        request = ask.read(CountRequest, OF_RESPONSES)
+    def work(ask: Ask) -> dict[str, Any]:
+        request = ask.read(CountRequest, "responses")
         items = read_items(ask, request, "")
         chat = _chat(ask, request, "", items, state.responses, exchange.tenant)
-        told = {"object": "response.input_tokens", "input_tokens": len(chat.prompt_ids(model))}
-        return {**told, "warnings": ask.warnings} if ask.warnings else told
+        return {"object": "response.input_tokens", "input_tokens": len(chat.prompt_ids(ask.model))}
 
-    await exchange.respond(200, json.encode(await state.off_loop(work, len(body))))
+    await tell(state, exchange, work)
 
 
 def _prepare(ask: Ask, store: ResponseStore, tenant: str) -> _Job:
     """From bytes to tokens. Raises: RequestError."""
-    request, model = ask.read(ResponsesRequest, OF_RESPONSES), ask.model
-    name = uuid4().hex
+    request, name = ask.read(ResponsesRequest, "responses"), uuid4().hex
     items = read_items(ask, request, name)
     sampling = {
         "max_tokens": request.max_output_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "top_k": request.top_k,
         "logprobs": (request.top_logprobs or 0) if _SCORES in request.include else None,
     }
     if request.top_logprobs and _SCORES not in request.include:
@@ -124,17 +112,7 @@ def _prepare(ask: Ask, store: ResponseStore, tenant: str) -> _Job:
         if request.store:
             store.put(tenant, Kept(response, [plain(item) for item in items]))
 
-    return _Job(
-        request=request,
-        generates=(chat.request(model),),
-        id=chat.id,
-        created_s=int(time.time()),
-        model_name=request.model or model.name,
-        is_stream=request.stream,
-        warnings=tuple(ask.warnings),
-        thinking=chat.thinking_echo(model),
-        keep=keep,
-    )
+    return _Job.of_chat(ask, request, chat, keep=keep)
 
 
 def _chat(
@@ -154,7 +132,6 @@ def _chat(
     if request.reasoning and request.reasoning.summary:
         ask.warnings.append("reasoning.summary: reasoning is given in full, not summarised")
     return Chat(
-        limits=ask.config,
         id=name,
         messages=messages_of(request.instructions, [*earlier, *items]),
         tools=tools_of(request),
@@ -166,33 +143,33 @@ def _chat(
             },
             {"thinking_token_budget": request.thinking_token_budget},
         ),
-        sampling=ask.sampling(_NAMES, structured_outputs=form_of(request), **sampling),
+        sampling=ask.sampling(_NAMES, request, structured_outputs=form_of(request), **sampling),
     )
 
 
-async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]) -> None:
-    """The answer that the events lead to."""
-    events = _Events(job)
-    events.opening(None)
-    async for number, deltas in news:
-        for delta in deltas:
-            events.of(number, delta)
-    events.closing()
-    await exchange.respond(200, json.encode(events.response))
-
-
-class _Events(Events[_Job]):
-    """An answer in pieces: items one after the other, each added, filled and done."""
+class _Reply(Reply[_Job]):
+    """An answer in pieces: items one after the other, each added, filled and done. A whole one is
+    what the events lead to."""
 
     def __init__(self, job: _Job) -> None:
         super().__init__(job)
-        self.response: dict[str, Any] = {}
         self._number = -1
         self._open: OpenItem | None = None
         self._output: list[dict[str, Any]] = []
         self._reason: str | None = None
         self._scores: list[Any] = []  # of tokens whose text is not certain yet
         self._stray: dict[str, bool] = {}
+
+    def add(self, number: int, delta: Delta) -> None:
+        """Keep what the events of a delta lead to."""
+        self.of(number, delta)
+
+    def whole(self) -> dict[str, Any]:
+        """The answer, which is kept now."""
+        self._leave(self._status)
+        response = self._job.response(self._status, self._output, self._tally) | self._stray
+        self._job.keep(response)
+        return response
 
     def opening(self, first: Delta | None) -> bytes:
         """The answer without output, twice, as clients expect."""
@@ -202,10 +179,6 @@ class _Events(Events[_Job]):
 
     def of(self, number: int, delta: Delta) -> list[bytes]:
         """The events of a delta."""
-        self._tally.add(number, delta)
-        calls = delta.tool_calls
-        if not self._job.request.parallel_tool_calls:
-            calls = first_call_only(calls)
         told: list[bytes] = []
         if delta.text_logprobs:
             num_top = self._job.request.top_logprobs or 0
@@ -217,7 +190,7 @@ class _Events(Events[_Job]):
             told += self._enter("message", 0)
             scores = self._new_scores()
             told.append(self._piece("response.output_text.delta", delta.text, logprobs=scores))
-        for call in calls:
+        for call in delta.tool_calls:
             told += self._enter("function_call", call.index, call.name or "", call.id or "")
             if self._open is not None:
                 self._open.flaw = call.flaw or self._open.flaw
@@ -229,12 +202,14 @@ class _Events(Events[_Job]):
         return told
 
     def closing(self) -> bytes:
-        """The end of the last item and the whole answer, which is kept now."""
-        status = "incomplete" if self._reason in ("length", "repetition") else "completed"
-        told = self._leave(status)
-        self.response = self._job.response(status, self._output, self._tally) | self._stray
-        self._job.keep(self.response)
-        return b"".join([*told, self._event(f"response.{status}", response=self.response)])
+        """The end of the last item and the whole answer."""
+        told = self._leave(self._status)
+        told.append(self._event(f"response.{self._status}", response=self.whole()))
+        return b"".join(told)
+
+    @property
+    def _status(self) -> str:
+        return "incomplete" if self._reason in ("length", "repetition") else "completed"
 
     def _enter(self, kind: str, number: int, name: str = "", call_id: str = "") -> list[bytes]:
         if self._open is not None and (self._open.kind, self._open.number) == (kind, number):
@@ -292,4 +267,4 @@ class _Events(Events[_Job]):
 
     def _event(self, kind: str, /, **fields: Any) -> bytes:
         self._number += 1
-        return event(kind, self._number, **fields)
+        return event(kind, sequence_number=self._number, **fields)

@@ -7,12 +7,11 @@ from typing import Any
 from msgspec import Struct, to_builtins
 
 from fathom.core.types import StructuredOutputs
-from fathom.errors import NotFoundError, RequestError
+from fathom.errors import NotFoundError
 from fathom.server.forms import ToolChoice, one_form, schema_of
 from fathom.server.job import Ask
 from fathom.server.responses.schema import (
     ITEMS,
-    OF_ITEMS,
     CallItem,
     CountRequest,
     MessageItem,
@@ -34,20 +33,16 @@ def read_items(ask: Ask, request: CountRequest, name: str) -> list[Struct]:
         raws = raws if request.input else []
     else:
         raws = request.input
-    items = []
-    for index, raw in enumerate(raws):
-        where = f"input[{index}]"
-        kind = ITEMS.get(str(raw.get("type") or "message"))
-        if kind is None:
-            raise RequestError(
-                f"{where} is an item of a kind that cannot be read here",
-                param=f"{where}.type",
-                code="unsupported_content",
-                found=repr(raw.get("type"))[:80],
-                wanted=", ".join(ITEMS),
-            )
-        items.append(ask.part({"id": f"item_{name}_{index}", **raw}, kind, OF_ITEMS, where))
-    return items
+    return [
+        ask.part(
+            {"id": f"item_{name}_{index}", **raw},
+            ITEMS,
+            "items",
+            f"input[{index}]",
+            default="message",
+        )
+        for index, raw in enumerate(raws)
+    ]
 
 
 def earlier_items(
@@ -70,7 +65,7 @@ def earlier_items(
         )
     raws = [raw for kept in chain for raw in (*kept.items, *kept.response["output"])]
     where = "previous_response_id"
-    return [ask.part(raw, ITEMS[raw["type"]], OF_ITEMS, where) for raw in raws]
+    return [ask.part(raw, ITEMS, "items", where) for raw in raws]
 
 
 def plain(item: Struct) -> dict[str, Any]:

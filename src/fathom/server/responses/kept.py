@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
-from msgspec import Struct, json
+from msgspec import Struct
 
 from fathom.errors import NotFoundError, RequestError
 from fathom.server.decode import read
@@ -24,7 +24,7 @@ class NoQuery(Struct, frozen=True):
 async def retrieve(state: ServerState, exchange: Exchange) -> None:
     """An answer as it was."""
     _query(exchange, NoQuery)
-    await exchange.respond(200, json.encode(_kept(state, exchange).response))
+    await exchange.give(_kept(state, exchange).response)
 
 
 async def delete(state: ServerState, exchange: Exchange) -> None:
@@ -33,7 +33,7 @@ async def delete(state: ServerState, exchange: Exchange) -> None:
     if not state.responses.delete(exchange.tenant, name):
         raise _not_found(name)
     told = {"id": name, "object": "response", "deleted": True}
-    await exchange.respond(200, json.encode(told))
+    await exchange.give(told)
 
 
 async def input_items(state: ServerState, exchange: Exchange) -> None:
@@ -53,7 +53,7 @@ async def input_items(state: ServerState, exchange: Exchange) -> None:
         "last_id": page[-1]["id"] if page else None,
         "has_more": len(items) > len(page),
     }
-    await exchange.respond(200, json.encode(told))
+    await exchange.give(told)
 
 
 def _query(exchange: Exchange, kind: type[QueryT]) -> QueryT:

@@ -1,12 +1,10 @@
-"""What a request to /v1/responses may say, its items, and what is refused of both."""
+"""What a request to /v1/responses may say, and its items."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
-
-from fathom.server.decode import Refusals, Refused
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -153,48 +151,3 @@ class ItemsQuery(Struct, frozen=True):
     limit: Annotated[int, Meta(ge=1, le=100)] = 20
     order: Literal["asc", "desc"] = "desc"
     after: str = ""
-
-
-_NO_SUBSET = Refused("a choice among some of the tools is not implemented", fix="send only those")
-_NO_CACHE_WISHES = Refused("pages are kept until room is needed")
-
-OF_RESPONSES = Refusals(
-    top={
-        "background": Refused("answers are not made in the background", (False,)),
-        "conversation": Refused("there are no conversations", fix="use previous_response_id"),
-        "prompt": Refused("no prompts are kept on the server", fix="use input"),
-        "max_tool_calls": Refused("it is about tools of the server, which has none"),
-        "service_tier": Refused("there is one tier", ("auto", "default")),
-        "stream_options": Refused("chunks are not padded", ({"include_obfuscation": False}, {})),
-        "truncation": Refused("a prompt is never cut", ("disabled",)),
-        "context_management": Refused("conversations are not edited here", ([],)),
-        "prompt_cache_retention": _NO_CACHE_WISHES,
-        "prompt_cache_options": _NO_CACHE_WISHES,
-        "moderation": Refused("nothing is moderated"),
-    },
-    inner={
-        "text": {"verbosity": Refused("the models have no such setting", ("medium",))},
-        "tool_choice": {"mode": _NO_SUBSET, "tools": _NO_SUBSET},
-        "reasoning": {
-            "context": Refused("the templates decide what earlier reasoning is shown", ("auto",)),
-            "generate_summary": Refused("OpenAI replaced it", fix="use summary"),
-        },
-        "tools": {
-            "allowed_callers": Refused("nothing is run on the server", (["direct"],)),
-            "defer_loading": Refused("every tool is shown", (False,)),
-            "output_schema": Refused("results are not checked"),
-        },
-    },
-    values={
-        "tool_choice.type": {"allowed_tools": _NO_SUBSET},
-    },
-)
-
-OF_ITEMS = Refusals(
-    top={
-        "encrypted_content": Refused("reasoning of other servers cannot be read"),
-        "namespace": Refused("tools have no namespaces"),
-        "caller": Refused("nothing is run on the server", ({"type": "direct"},)),
-    },
-    inner={"content": {"annotations": Refused("the models cite nothing", ([],))}},
-)

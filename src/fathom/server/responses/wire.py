@@ -8,20 +8,13 @@ from typing import Any
 from msgspec import json
 
 from fathom.server.answer import Counts
-from fathom.server.envelope import Form
-
-
-def event(name: str, number: int, /, **fields: Any) -> bytes:
-    """A server-sent event with its name, which is the object's type too, and its number."""
-    body = json.encode({"type": name, "sequence_number": number, **fields})
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), body)
+from fathom.server.envelope import Form, sse
 
 
 def _error_event(body: bytes) -> bytes:
     error = json.decode(body)["error"]
-    return b"event: error\ndata: %s\n\n" % json.encode(
-        {**error, "type": "error", "sequence_number": 0, "error": error}
-    )
+    told = {**error, "type": "error", "sequence_number": 0, "error": error}
+    return b"event: error\n" + sse(json.encode(told))
 
 
 RESPONSES = Form(frame=_error_event)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from msgspec import json, to_builtins
+from msgspec import json
 
 from fathom.core.types import SamplingParams
 from fathom.engine.requests import GenerateRequest as Generate
-from fathom.errors import RequestError
+from fathom.errors import RequestError, not_valid
 from fathom.server.answer import Choice
 from fathom.server.conversation import fit_context
 from fathom.server.envelope import sse
 from fathom.server.exchange import Exchange
-from fathom.server.forms import if_given, one_form
-from fathom.server.generation import News
-from fathom.server.job import Ask, Events, Job, answer
-from fathom.server.sglang.schema import REFUSALS, GenerateRequest, SamplingFields
+from fathom.server.forms import one_form, sglang_forms
+from fathom.server.job import Ask, Job, Reply, answer
+from fathom.server.sglang.schema import GenerateRequest, SamplingFields
 from fathom.server.state import ServerState
 from fathom.text.delta import Delta, TokenLogprob, TopToken
 from fathom.text.prompt import encode_prompt
@@ -35,76 +33,9 @@ _NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job(Job[GenerateRequest]):
-    """Prompts. `is_batch`: answers are a list, even of one."""
-
-    is_batch: bool
-    began_s: float
-
-    @property
-    def num_choices(self) -> int:
-        """Choices of each prompt."""
-        return self.generates[0].sampling.n
-
-
-class _Choices:
-    """All that has come of all choices; this API says all of it with every event."""
-
-    def __init__(self, job: _Job) -> None:
-        self._job = job
-        self._choices = [[Choice() for _ in range(job.num_choices)] for _ in job.generates]
-        self._counts: dict[tuple[int, int], Delta] = {}
-
-    def add(self, number: int, delta: Delta) -> dict[str, Any]:
-        """Take a delta in; gives what there is of its choice now."""
-        self._choices[number][delta.index].add(delta)
-        self._counts[number, delta.index] = delta
-        return self.told(number, delta.index)
-
-    def all(self) -> list[dict[str, Any]]:
-        """Every choice of every prompt."""
-        return [
-            self.told(number, index)
-            for number in range(len(self._choices))
-            for index in range(self._job.num_choices)
-        ]
-
-    def told(self, number: int, index: int) -> dict[str, Any]:
-        """One choice in SGLang's form."""
-        job, choice = self._job, self._choices[number][index]
-        generate, counts = job.generates[number], self._counts[number, index]
-        meta: dict[str, Any] = {
-            "id": generate.id,
-            "finish_reason": _reason(choice, counts.num_tokens),
-            "prompt_tokens": len(generate.prompt_ids),
-            "completion_tokens": counts.num_tokens,
-            "cached_tokens": counts.num_cached,
-            "e2e_latency": time.monotonic() - job.began_s,
-        }
-        if job.request.return_logprob:
-            meta |= self._scores(number, choice)
-        told = {"text": choice.text, "output_ids": choice.token_ids, "meta_info": meta}
-        if job.warnings:
-            told["warnings"] = job.warnings
-        return told
-
-    def _scores(self, number: int, choice: Choice) -> dict[str, Any]:
-        request, ids = self._job.request, self._job.generates[number].prompt_ids
-        with_text, start = request.return_text_in_logprobs, request.logprob_start_len
-        num_top = request.top_logprobs_num
-        told = _rows("output", choice.logprobs, with_text, num_top)
-        if start >= 0:
-            scored = self._choices[number][0].prompt_logprobs[max(start - 1, 0) :]
-            told |= _rows("input", scored, with_text, num_top)
-            if start == 0:  # nothing scores the first token
-                told["input_token_logprobs"].insert(0, [None, ids[0], None])
-        return told
-
-
 async def generate(state: ServerState, exchange: Exchange) -> None:
     """Continue one or several prompts, whole or as a stream."""
-    await answer(state, exchange, _prepare, _whole, _Events)
+    await answer(state, exchange, _prepare, _Reply)
 
 
 async def model_info(state: ServerState, exchange: Exchange) -> None:
@@ -112,7 +43,7 @@ async def model_info(state: ServerState, exchange: Exchange) -> None:
     _, model = state.require()
     path = model.plan.model_path
     told = {"model_path": path, "tokenizer_path": path, "is_generation": True}
-    await exchange.respond(200, json.encode({**told, "served_model_name": model.name}))
+    await exchange.give({**told, "served_model_name": model.name})
 
 
 async def flush_cache(state: ServerState, exchange: Exchange) -> None:
@@ -122,10 +53,10 @@ async def flush_cache(state: ServerState, exchange: Exchange) -> None:
     await exchange.respond(200, b"Cache flushed.\n", [(b"content-type", b"text/plain")])
 
 
-def _prepare(ask: Ask) -> _Job:
+def _prepare(ask: Ask) -> Job[GenerateRequest]:
     """From bytes to tokens. Raises: RequestError."""
-    request, model = ask.read(GenerateRequest, REFUSALS), ask.model
-    prompts, is_batch = _prompts(request)
+    request, model = ask.read(GenerateRequest, "sglang"), ask.model
+    prompts = _prompts(request)
     params = _sampling(ask, request)
     param = "text" if request.text is not None else "input_ids"
     ask.config.check_sequences(len(prompts), params.n, param)
@@ -142,59 +73,44 @@ def _prepare(ask: Ask) -> _Job:
                 priority=request.priority or 0,
             )
         )
-    return _Job(
-        request=request,
-        generates=tuple(generates),
-        id=name,
-        created_s=int(time.time()),
-        model_name=model.name,
-        is_stream=request.stream,
-        warnings=tuple(ask.warnings),
-        is_batch=is_batch or params.n > 1,
-        began_s=time.monotonic(),
-    )
+    return Job.of(ask, request, name, generates)
 
 
-def _prompts(request: GenerateRequest) -> tuple[Sequence[str | list[int]], bool]:
-    """The prompts, and whether they came as a list of several."""
+def _prompts(request: GenerateRequest) -> Sequence[str | list[int]]:
+    """One prompt or several. Raises: RequestError."""
     text, ids = request.text, request.input_ids
     if (text is None) == (ids is None):
         raise RequestError("one of text and input_ids is needed", param="text")
     if isinstance(text, str):
-        return [text], False
+        return [text]
     if text:
-        return text, True
+        return text
     one = [item for item in ids or () if isinstance(item, int)]
     several = [item for item in ids or () if not isinstance(item, int)]
     if one and not several:
-        return [one], False
+        return [one]
     if several and not one:
-        return several, True
+        return several
     param = "text" if ids is None else "input_ids"
-    raise RequestError(
-        f"{param} is not valid", param=param, found="an empty list, or a mixture of lists and ids"
-    )
+    raise not_valid(param, found="an empty list, or a mixture of lists and ids")
 
 
 def _sampling(ask: Ask, request: GenerateRequest) -> SamplingParams:
     """Raises: RequestError that names the field."""
-    fields = to_builtins(request.sampling_params)
+    fields = request.sampling_params
     scores = request.top_logprobs_num if request.return_logprob else None
     if request.top_logprobs_num and not request.return_logprob:
         raise RequestError("top_logprobs_num needs return_logprob", param="top_logprobs_num")
-    forms = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
-    forms["structural_tag"] = "structural_tag"
-    asked = {name: if_given(form, fields.pop(name)) for name, form in forms.items()}
     return ask.sampling(
         _NAMES,
-        structured_outputs=one_form({f"sampling_params.{k}": v for k, v in asked.items()}),
-        max_tokens=fields.pop("max_new_tokens"),
-        min_tokens=fields.pop("min_new_tokens"),
-        include_stop_str_in_output=fields.pop("no_stop_trim"),
-        seed=fields.pop("sampling_seed"),
+        fields,
+        structured_outputs=one_form(sglang_forms(fields, "sampling_params.")),
+        max_tokens=fields.max_new_tokens,
+        min_tokens=fields.min_new_tokens,
+        include_stop_str_in_output=fields.no_stop_trim,
+        seed=fields.sampling_seed,
         logprobs=scores,
         prompt_logprobs=scores if request.logprob_start_len >= 0 else None,
-        **fields,
     )
 
 
@@ -220,29 +136,71 @@ def _rows(side: str, rows: Sequence[TokenLogprob], with_text: bool, num_top: int
     return told
 
 
-async def _whole(job: _Job, exchange: Exchange, news: AsyncGenerator[News, None]) -> None:
-    choices = _Choices(job)
-    async for number, deltas in news:
-        for delta in deltas:
-            choices.add(number, delta)
-    told = choices.all()
-    await exchange.respond(200, json.encode(told if job.is_batch else told[0]))
+class _Reply(Reply[Job[GenerateRequest]]):
+    """Events that each say all of a choice so far, as SGLang's do; whole, the same of all: a list
+    where prompts came as one, or have several choices."""
 
-
-class _Events(Events[_Job]):
-    """Events that each say all of a choice so far, as SGLang's do."""
-
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, job: Job[GenerateRequest]) -> None:
         super().__init__(job)
-        self._choices = _Choices(job)
+        first = (job.request.input_ids or [0])[0]
+        is_list = isinstance(job.request.text, list) or isinstance(first, list)
+        self._is_batch = is_list or len(self._choices[0]) > 1
+        self._began_s = time.monotonic()
+        self._counts: dict[tuple[int, int], Delta] = {}
+
+    def add(self, number: int, delta: Delta) -> None:
+        """Take a delta in, and its counts."""
+        super().add(number, delta)
+        self._counts[number, delta.index] = delta
+
+    def whole(self) -> Any:
+        """Every choice of every prompt."""
+        told = [
+            self._told(number, index)
+            for number, of_prompt in enumerate(self._choices)
+            for index in range(len(of_prompt))
+        ]
+        return told if self._is_batch else told[0]
 
     def of(self, number: int, delta: Delta) -> list[bytes]:
         """The event of a delta."""
-        told = self._choices.add(number, delta)
-        if self._job.is_batch:
-            told["index"] = number * self._job.num_choices + delta.index
+        self.add(number, delta)
+        told = self._told(number, delta.index)
+        if self._is_batch:
+            told["index"] = number * len(self._choices[number]) + delta.index
         return [sse(json.encode(told))]
 
     def closing(self) -> bytes:
         """The end of the stream."""
         return sse(b"[DONE]")
+
+    def _told(self, number: int, index: int) -> dict[str, Any]:
+        """One choice in SGLang's form."""
+        job, choice = self._job, self._choices[number][index]
+        generate, counts = job.generates[number], self._counts[number, index]
+        meta: dict[str, Any] = {
+            "id": generate.id,
+            "finish_reason": _reason(choice, counts.num_tokens),
+            "prompt_tokens": len(generate.prompt_ids),
+            "completion_tokens": counts.num_tokens,
+            "cached_tokens": counts.num_cached,
+            "e2e_latency": time.monotonic() - self._began_s,
+        }
+        if job.request.return_logprob:
+            meta |= self._scores(number, choice)
+        told = {"text": choice.text, "output_ids": choice.token_ids, "meta_info": meta}
+        if job.warnings:
+            told["warnings"] = job.warnings
+        return told
+
+    def _scores(self, number: int, choice: Choice) -> dict[str, Any]:
+        request, ids = self._job.request, self._job.generates[number].prompt_ids
+        with_text, start = request.return_text_in_logprobs, request.logprob_start_len
+        num_top = request.top_logprobs_num
+        told = _rows("output", choice.logprobs, with_text, num_top)
+        if start >= 0:
+            scored = self._choices[number][0].prompt_logprobs[max(start - 1, 0) :]
+            told |= _rows("input", scored, with_text, num_top)
+            if start == 0:  # nothing scores the first token
+                told["input_token_logprobs"].insert(0, [None, ids[0], None])
+        return told

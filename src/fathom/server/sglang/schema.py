@@ -1,10 +1,8 @@
-"""What a request to /generate may say, and what is refused of it."""
+"""What a request to /generate may say."""
 
 from __future__ import annotations
 
 from msgspec import Struct
-
-from fathom.server.decode import Refusals, Refused
 
 # SGLang's, where a request names none.
 MAX_NEW_TOKENS = 128
@@ -50,35 +48,3 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     return_text_in_logprobs: bool = False
     extra_key: str | None = None
     priority: int | None = None
-
-
-_NO_MEDIA = Refused("the models read text only", ([],))
-_NO_CODE = Refused("no code is taken from a request")
-_NO_SESSIONS = Refused("sessions are not implemented yet")
-
-REFUSALS = Refusals(
-    top={
-        "input_embeds": Refused("no tensor is taken from a request"),
-        "image_data": _NO_MEDIA,
-        "audio_data": _NO_MEDIA,
-        "video_data": _NO_MEDIA,
-        "modalities": _NO_MEDIA,
-        "lora_path": Refused("adapters are not implemented yet"),
-        "session_params": _NO_SESSIONS,
-        "session_id": _NO_SESSIONS,
-        "custom_logit_processor": _NO_CODE,
-        "return_hidden_states": Refused("hidden states are not given out", (False,)),
-        "token_ids_logprob": Refused("logprobs of chosen tokens are not implemented yet"),
-        "log_metrics": Refused("metrics count every request", (True,)),
-    },
-    inner={
-        "sampling_params": {
-            "stop_regex": Refused("stopping at a pattern is not implemented yet", fix="use stop"),
-            "spaces_between_special_tokens": Refused(
-                "tokens are joined as the tokenizer joins them", (True,)
-            ),
-            "custom_params": _NO_CODE,
-            "stream_interval": Refused("every step's tokens are sent at once", (1,)),
-        }
-    },
-)

@@ -1,1 +1,0 @@
-"""DeepSeek's own API where it is not OpenAI's; `routes.py` has the paths that the two share."""
