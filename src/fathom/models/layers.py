@@ -54,8 +54,10 @@ class RotaryAngles:
 
     def at(self, positions: torch.Tensor) -> Angles:
         """The angles of T positions, YaRN's factor in their cosines and sines."""
-        angles = positions[:, None].float() * self._frequencies
-        cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
+        angles = torch.outer(positions.float(), self._frequencies)
+        cos, sin = angles.cos(), angles.sin()
+        if self._factor != 1.0:
+            cos, sin = cos * self._factor, sin * self._factor
         return Angles(cos, sin, self._is_interleaved)
 
 

@@ -58,14 +58,16 @@ class WorkerParts:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step that is ready, but for the tokens of the `late` segments, at `late_rows`."""
+    """A step that is ready, but for the tokens of the `late` segments, at `late_rows`: None where
+    those are all. `scored`: segments whose prompts are."""
 
     plan: StepPlan
     segments: tuple[Segment, ...]
     token_ids: torch.Tensor
     batch: PagedBatch
     late: list[Segment]
-    late_rows: torch.Tensor
+    late_rows: torch.Tensor | None
+    scored: list[Segment]
     sampled: SampledRows | None
 
 
@@ -113,9 +115,13 @@ class Worker:
             [segment.span for segment in segments],
             self._device,
         )
-        rows = torch.tensor([segment.first_row for segment in late], device=self._device)
+        rows = None
+        if len(late) < len(token_ids):
+            rows = torch.tensor([segment.first_row for segment in late], device=self._device)
+        scored = [segment for segment in segments if _scores_prompt(segment)]
         sampled = self._chooser.rows_of(segments, len(token_ids))
-        return partial(self._run, _Step(plan, segments, token_ids, batch, late, rows, sampled))
+        step = _Step(plan, segments, token_ids, batch, late, rows, scored, sampled)
+        return partial(self._run, step)
 
     @torch.inference_mode()
     def _run(self, step: _Step) -> StepResult:
@@ -123,15 +129,19 @@ class Worker:
         segments, sampled = step.segments, step.sampled
         for segment in segments:
             segment.begin()
+        token_ids = step.token_ids
         if step.late:
-            last = [segment.state.token_ids[-1] for segment in step.late]
-            step.token_ids[step.late_rows] = torch.tensor(last, device=self._device)
-        hidden = self._model.forward(step.token_ids, step.batch, self._kv_cache)
+            sampled_ids = [segment.state.token_ids[-1] for segment in step.late]
+            last = torch.tensor(sampled_ids, device=self._device)
+            if step.late_rows is None:
+                token_ids = last
+            else:
+                token_ids[step.late_rows] = last
+        hidden = self._model.forward(token_ids, step.batch, self._kv_cache)
         prompt_logprobs = {
             segment.entry.id: scores
-            for segment in segments
-            if segment.state.admission.sampling.prompt_logprobs is not None
-            and (scores := tuple(self._score_prompt(segment, hidden)))
+            for segment in step.scored
+            if (scores := tuple(self._score_prompt(segment, hidden)))
         }
         tokens: dict[int, tuple[int, ...]] = {}
         logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
@@ -184,10 +194,14 @@ class Worker:
             state.last_hidden = None
             if segment.entry.samples:
                 continue
-            if self._drafter is not None or state.admission.sampling.prompt_logprobs is not None:
+            if self._drafter is not None or _scores_prompt(segment):
                 # A copy: a view would keep the whole step's states alive.
                 last = segment.first_row + segment.span.length - 1
                 state.last_hidden = hidden[last].clone()
+
+
+def _scores_prompt(segment: Segment) -> bool:
+    return segment.state.admission.sampling.prompt_logprobs is not None
 
 
 def _told(entry: PlanEntry) -> tuple[int, ...]:
