@@ -18,7 +18,7 @@ from fathom.errors import RequestError
 from fathom.text.channels import OutputFormat
 from fathom.text.grammar.asked import Asked, ToolRule, ToolRules
 from fathom.text.grammar.engine import GrammarEngine
-from fathom.text.grammar.schema import ENFORCED, REMARKS, find_fault, subschemas
+from fathom.text.grammar.schema import ENFORCED, REMARKS, subschemas
 from fathom.text.markers import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEP
 from fathom.text.output import OutputStream
 from fathom.text.tokenizer import Tokenizer
@@ -219,19 +219,6 @@ def test_markers_within_reasoning_and_text_are_not_allowed(
     tools = ToolRules(tools=(ToolRule(name="f", is_strict=True),), format="bare")
     constraint = engine.constraint(engine.check(Asked(tools=tools)))
     assert ids & set(allowed_ids(constraint)) == {tokenizer.special_ids[CALLS_BEGIN]}
-
-
-UNKNOWN = ("not", "if", "uniqueItems", "contains", "unevaluatedItems", "propertyNames")
-UNKNOWN += ("dependentRequired", "$dynamicRef", "dependencies", "additionalItems", "typ")
-
-
-@pytest.mark.parametrize("keyword", UNKNOWN)
-def test_keywords_that_cannot_be_enforced_are_named(keyword: str) -> None:
-    schema = {"type": "object", "properties": {"a/b": {"items": {keyword: {}}}}}
-    fault = find_fault(schema)
-    assert fault is not None
-    assert fault.pointer == f"#/properties/a~1b/items/{keyword}"
-    assert repr(keyword) in fault.what
 
 
 def test_every_keyword_that_the_engine_lacks_is_refused_before_it(

@@ -14,7 +14,8 @@ import llguidance
 from fathom.errors import RequestError
 from fathom.text.grammar.asked import Asked
 from fathom.text.grammar.build import grammar_text
-from fathom.text.grammar.schema import subschemas
+from fathom.text.grammar.schema import SchemaFault, subschemas
+from fathom.text.grammar.translate import in_engine_words
 from fathom.text.tokenizer import Tokenizer
 
 _LISTING = re.compile(r"\s*\d+ \||\s*\^\s*$")
@@ -134,7 +135,10 @@ class GrammarEngine:
 
     def _compiles(self, inner: dict[str, object], schema: dict[str, object]) -> bool:
         alone = inner | {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-        text = json.dumps({"grammars": [{"name": "one", "json_schema": alone}]})
+        told = in_engine_words(alone)
+        if isinstance(told, SchemaFault):
+            return False
+        text = json.dumps({"grammars": [{"name": "one", "json_schema": told}]})
         message = llguidance.LLMatcher.validate_grammar(text, self._walker, limits=self._limits)
         return not message or message.startswith("WARNING")
 
