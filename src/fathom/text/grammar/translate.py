@@ -194,10 +194,8 @@ class _Translator:
         if "if" in schema:
             then, otherwise = schema.get("then", True), schema.get("else", True)
             fails = _Case(({"not": schema["if"]},))
-            parts.append(
-                [*_all([holding(schema["if"]), holding(then)])]
-                + [fails & case for case in holding(otherwise)]
-            )
+            holds = _all([holding(schema["if"]), holding(then)])
+            parts.append([*holds, *(fails & case for case in holding(otherwise))])
         for name, inner in schema.get("dependentSchemas", {}).items():
             there = _Case(({"required": [name]},))
             parts.append([_Case((without(name),)), *(there & case for case in holding(inner))])
