@@ -1,23 +1,23 @@
 """Two grammar engines side by side, and what fathom makes of the one that it took.
 
-    python bench/grammar.py --suite DIR [--vocab-size 129280] [--output FILE]
+    python -m bench.grammar --suite DIR [--vocab-size 129280] [--output FILE]
 
 DIR is a version of JSON-Schema-Test-Suite, such as `json/tests/draft2020-12` in the source
 distribution of the `jsonschema` package. Every schema of it is compiled, and every instance that is
 JSON is offered as text, keys in the order of the schema's properties where it says one. "unsound"
 are wrong instances that pass, "incomplete" right ones that do not. xgrammar is measured where it is
 installed. The vocabulary is trained here, on the standard library's sources, at the size of
-DeepSeek-V3's; answers and steps are the embedded model's.
+DeepSeek-V3's; answers are the embedded model's. bench/grammar_masks.py says what masks cost of a
+step.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import os
 import platform
-import statistics
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,49 +28,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import llguidance
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from bench.grammar_workload import WORKLOAD, large_tokenizer, told
 from fathom import LLM, SamplingParams
 from fathom.core.types import StructuredOutputs
 from fathom.errors import RequestError
 from fathom.text.grammar import engine as grammar_engine
 from fathom.text.grammar.asked import Asked
 from fathom.text.tokenizer import Tokenizer
-
-WORKLOAD: list[tuple[dict[str, Any], Any]] = [
-    (
-        {"type": "object", "properties": {"first_name": {"type": "string", "maxLength": 24},
-         "last_name": {"type": "string", "maxLength": 24}, "age": {"type": "integer", "minimum": 0,
-         "maximum": 150}, "kind": {"enum": ["customer", "supplier"]}},
-         "required": ["first_name", "last_name", "age", "kind"], "additionalProperties": False},
-        {"first_name": "Ada", "last_name": "Lovelace", "age": 36, "kind": "customer"},
-    ),
-    (
-        {"type": "object", "properties": {"city": {"type": "string", "maxLength": 24},
-         "unit": {"enum": ["celsius", "fahrenheit"]}, "days": {"type": "integer", "minimum": 1,
-         "maximum": 14}}, "required": ["city", "unit", "days"], "additionalProperties": False},
-        {"city": "San Francisco", "unit": "celsius", "days": 3},
-    ),
-    (
-        {"type": "object", "properties": {"items": {"type": "array", "minItems": 2, "maxItems": 4,
-         "items": {"type": "object", "properties": {"product_name": {"type": "string",
-         "maxLength": 16}, "quantity": {"type": "integer", "minimum": 1, "maximum": 99},
-         "in_stock": {"type": "boolean"}}, "required": ["product_name", "quantity", "in_stock"],
-         "additionalProperties": False}}}, "required": ["items"], "additionalProperties": False},
-        {"items": [{"product_name": "lamp", "quantity": 2, "in_stock": True},
-                   {"product_name": "chair", "quantity": 4, "in_stock": False}]},
-    ),
-    (
-        {"type": "object", "properties": {"id": {"type": "string", "format": "uuid"},
-         "created": {"type": "string", "format": "date-time"}, "email": {"type": "string",
-         "pattern": "^[a-z]{1,12}@[a-z]{1,12}\\.org$"}}, "required": ["id", "created", "email"],
-         "additionalProperties": False},
-        {"id": "123e4567-e89b-42d3-a456-426614174000", "created": "2026-01-02T03:04:05Z",
-         "email": "someone@example.org"},
-    ),
-    ({"type": "object"}, {"a": [1, 2.5, None], "b": {"c": "text of some length, with words"}}),
-]  # fmt: skip
 
 
 class Walk(Protocol):
@@ -134,27 +99,6 @@ class XgrammarWalk:
         return samples
 
 
-def large_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer of about `vocab_size` tokens in a checkpoint's form."""
-    model = tokenizers.Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    sources = sorted(Path(inspect.__file__).parent.glob("**/*.py"))
-    texts = (path.read_text(encoding="utf-8", errors="replace") for path in sources)
-    model.train_from_iterator(texts, trainer)
-    model.add_special_tokens([tokenizers.AddedToken("<eos>", normalized=False)])
-    directory.mkdir(exist_ok=True)
-    model.save(str(directory / "tokenizer.json"))
-    eos = {"eos_token_id": model.token_to_id("<eos>"), "vocab_size": model.get_vocab_size()}
-    (directory / "config.json").write_text(json.dumps(eos))
-    return Tokenizer.load(directory)
-
-
 def engines(tokenizer: Tokenizer) -> Iterator[tuple[str, Compile]]:
     """Each engine's compiler. fathom's refuses what llguidance would leave out."""
     fathom = grammar_engine.GrammarEngine(tokenizer)
@@ -209,21 +153,32 @@ def speed(compile_one: Compile, tokenizer: Tokenizer, repeats: int) -> dict[str,
 def coverage(compile_one: Compile, suite: Path) -> dict[str, Any]:
     """What of a test suite compiles, and what of it is right."""
     counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     wrong: list[str] = []
     for path in sorted(suite.glob("*.json")):
         for group in json.loads(path.read_text(encoding="utf-8")):
             counts["schemas"] += 1
             try:
                 walk = compile_one(group["schema"])
-            except (RequestError, ValueError, RuntimeError):
+            except (RequestError, ValueError, RuntimeError) as error:
                 counts["refused"] += 1
+                reasons[_reason(error)] += 1
                 continue
             verdicts = Counter(_verdict(walk, group["schema"], test) for test in group["tests"])
             counts += verdicts
             counts["unsound_schemas"] += verdicts["unsound"] > 0
             if verdicts["unsound"]:
                 wrong.append(f"{path.stem}: {group['description']}")
-    return dict(counts) | {"unsound_in": wrong}
+    return dict(counts) | {"unsound_in": wrong, "refused_for": dict(reasons.most_common())}
+
+
+def _reason(error: Exception) -> str:
+    """The keyword, or the beginning of what the engine says, less what is one schema's own."""
+    said = str(error)
+    if isinstance(error, RequestError) and "compile" in error.what:
+        said = error.found
+    named = re.search(r"(?:keyword|format) '[^']*'|minProperties", said)
+    return named[0] if named else re.sub(r"at #\S*: |[:;,].*", "", said.splitlines()[-1])[:60]
 
 
 def _verdict(walk: Walk, schema: Any, test: dict[str, Any]) -> str:
@@ -237,19 +192,9 @@ def _verdict(walk: Walk, schema: Any, test: dict[str, Any]) -> str:
     return "unsound" if passes else "incomplete"
 
 
-def steps(num_sequences: int) -> dict[str, Any]:
-    """Steps that forced tokens save on the workload, and what masks cost of a step."""
+def forced(num_sequences: int) -> dict[str, Any]:
+    """The share of tokens that grammars force in answers of the embedded model."""
     result: dict[str, Any] = {}
-    spent: list[float] = []
-    rows = grammar_engine.TokenConstraint.rows
-
-    def timed(constraint: Any, drafts: tuple[int, ...]) -> bytes:
-        began = time.perf_counter()
-        bits = rows(constraint, drafts)
-        spent.append(time.perf_counter() - began)
-        return bits
-
-    grammar_engine.TokenConstraint.rows = timed  # type: ignore[method-assign]
     for style, compact in (("bounded white space", False), ("disable_any_whitespace", True)):
         with LLM(max_num_seqs=num_sequences) as llm:
             sampling = [
@@ -261,36 +206,11 @@ def steps(num_sequences: int) -> dict[str, Any]:
                 )
                 for i in range(num_sequences)
             ]  # fmt: skip
-            llm.generate(["Data:"] * num_sequences, sampling, use_tqdm=False)  # compiles
-            before = llm._loaded.core.stats()
-            spent.clear()
-            began = time.perf_counter()
             llm.generate(["Data:"] * num_sequences, sampling, use_tqdm=False)
-            elapsed_s = time.perf_counter() - began
-            after = llm._loaded.core.stats()
-        generated = after.generated_tokens - before.generated_tokens
-        num_steps = after.steps - before.steps
-        result[style] = {
-            "generated_tokens": generated,
-            "forced_share": round((after.forced_tokens - before.forced_tokens) / generated, 4),
-            "steps": num_steps,
-            "ms_per_step": round(1e3 * elapsed_s / num_steps, 3),
-            "mask_ms_per_step": round(1e3 * sum(spent) / num_steps, 3),
-            "mask_share_of_step": round(sum(spent) / elapsed_s, 4),
-        }
-    grammar_engine.TokenConstraint.rows = rows  # type: ignore[method-assign]
+            stats = llm._loaded.core.stats()
+        share = round(stats.forced_tokens / stats.generated_tokens, 4)
+        result[style] = {"generated_tokens": stats.generated_tokens, "forced_share": share}
     return result
-
-
-def told(samples: list[float]) -> dict[str, float]:
-    """Median, p90 and the largest."""
-    cuts = statistics.quantiles(samples, n=10)
-    return {
-        "median": round(statistics.median(samples), 3),
-        "p90": round(cuts[-1], 3),
-        "max": round(max(samples), 3),
-        "count": len(samples),
-    }
 
 
 def import_ms(name: str) -> float | None:
@@ -316,7 +236,7 @@ def main() -> None:
         "config": {"suite": asked.suite.name, "repeats": asked.repeats,
                    "sequences": asked.sequences},
         "import_ms": {name: import_ms(name) for name in ("llguidance", "xgrammar")},
-        "steps": steps(asked.sequences),
+        "forced": forced(asked.sequences),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         tokenizer = large_tokenizer(Path(directory), asked.vocab_size)

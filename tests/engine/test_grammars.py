@@ -193,7 +193,7 @@ def test_a_grammar_that_grows_too_large_ends_its_own_request_alone() -> None:
 
 def test_wrong_forms_are_named() -> None:
     for form, said in (
-        ({"json": {"not": {}}}, "#/not"),
+        ({"json": {"uniqueItems": True}}, "#/uniqueItems"),
         ({"regex": "a", "grammar": "b"}, "regex, grammar"),
         ({"regexp": "a"}, "regexp"),
         ({"choice": []}, "choice"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fathom.core.executor import Capacity, Executor
-from fathom.core.types import StepPlan, StepResult
+from fathom.core.types import PlanEntry, StepPlan, StepResult
 from fathom.errors import EngineError
 from fathom.runtime.build import build_executor
 from fathom.runtime.executors.local import LocalExecutor
@@ -76,6 +76,29 @@ class _Broken:
             raise MemoryError("no more of it")
 
         return run() if self._fails_early else run
+
+
+class _Told:
+    """A mask that tells when it is read."""
+
+    def __init__(self) -> None:
+        self.is_read = threading.Event()
+
+    def read(self) -> bytes:
+        self.is_read.set()
+        return b""
+
+
+def test_masks_are_read_while_the_device_is_at_work() -> None:
+    worker, masks = _Stuck(), [_Told(), _Told()]
+    executor = LocalExecutor(worker, _capacity(1))
+    entries = tuple(PlanEntry(i, 0, (1,), (), True, mask=mask) for i, mask in enumerate(masks))
+    handle = executor.submit(StepPlan(1, entries))
+    assert all(mask.is_read.wait(30) for mask in masks)
+    assert not handle.done()
+    worker.release.set()
+    handle.wait(30)
+    executor.close()
 
 
 def test_a_step_that_is_late_is_an_error_that_names_it() -> None:

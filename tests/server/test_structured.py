@@ -161,7 +161,7 @@ def test_tools_can_be_forced_and_their_arguments_hold(
 
 
 BAD = [
-    ({"response_format": response_format({"type": "object", "properties": {"a": {"not": {}}}})},
+    ({"response_format": response_format({"properties": {"a": {"not": {"pattern": "a"}}}})},
      "response_format.json_schema.schema", "#/properties/a/not"),
     ({"response_format": response_format({"items": {"pattern": "(?=a)"}})},
      "response_format.json_schema.schema", "#/items/pattern"),
@@ -231,6 +231,7 @@ def _scrap(pick: random.Random, depth: int = 0) -> Any:
     """A schema, or something like one."""
     keys = ["type", "properties", "required", "items", "enum", "const", "pattern", "format"]
     keys += ["anyOf", "allOf", "$ref", "minLength", "maximum", "additionalProperties", "not"]
+    keys += ["if", "then", "dependentRequired", "propertyNames", "unevaluatedProperties"]
     keys += ["patternProperties", "minProperties", "$defs", "multipleOf", "prefixItems", "oneOf"]
     kind = pick.randrange(9 if depth < 4 else 5)
     if kind < 5:

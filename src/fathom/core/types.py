@@ -138,7 +138,8 @@ class Mask(Protocol):
     def read(self) -> bytes:
         """Packed bits (little-endian, bit i of byte i // 8), one row per sampled position.
 
-        May compute them: whoever runs the step asks late, when the device is at work.
+        May compute them: whoever runs the step asks late, when the device is at work, or in a
+        thread beside it.
         """
         ...
 

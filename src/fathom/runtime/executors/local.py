@@ -10,7 +10,7 @@ from functools import partial
 from typing import NoReturn, Protocol
 
 from fathom.core.executor import Capacity
-from fathom.core.types import StepPlan, StepResult
+from fathom.core.types import Mask, StepPlan, StepResult
 from fathom.errors import EngineError
 from fathom.runtime.executors.pending import PendingStep, PendingSteps
 
@@ -27,7 +27,8 @@ class StepRunner(Protocol):
 
 
 class LocalExecutor:
-    """Runs plans in order in one worker thread, so that planning overlaps the device.
+    """Runs plans in order in one worker thread, so that planning overlaps the device; another
+    thread reads a plan's masks meanwhile, so that they are there when the worker asks.
 
     `submit` makes a step ready in the thread that calls it: the worker's comes from a step to the
     next one with little to do in between. `on_start` is called once in the worker's thread, before
@@ -45,12 +46,17 @@ class LocalExecutor:
         self._pending = PendingSteps(capacity.depth)
         self._steps: queue.SimpleQueue[tuple[int, Callable[[], StepResult]] | None]
         self._steps = queue.SimpleQueue()
+        self._masks: queue.SimpleQueue[list[Mask] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="fathom-worker", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._read_masks, name="fathom-masks", daemon=True).start()
 
     def submit(self, plan: StepPlan) -> PendingStep:
         """Queue a plan. Raises: EngineError after a failure or `close`, or over the depth."""
         step = self._pending.open(plan)
+        masks = [entry.mask for entry in plan.entries if entry.mask is not None]
+        if masks:
+            self._masks.put(masks)
         try:
             run = self._worker.prepare(plan)
         except Exception as error:
@@ -65,10 +71,16 @@ class LocalExecutor:
         as a daemon does not hold up the end of the process.
         """
         self._pending.fail(EngineError("the executor", found="closed"))
+        self._masks.put(None)
         self._steps.put(None)
         self._thread.join(_CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
             _log.warning("worker_still_running after_s=%g", _CLOSE_TIMEOUT_S)
+
+    def _read_masks(self) -> None:
+        while (masks := self._masks.get()) is not None:
+            for mask in reversed(masks):  # the worker, should it get there first, does the others
+                mask.read()
 
     def _run(self) -> None:
         self._on_start()

@@ -17,7 +17,8 @@ from llguidance.gbnf_to_lark import any_to_lark
 from fathom.core.types import StructuredOutputs
 from fathom.errors import RequestError
 from fathom.text.grammar.asked import Asked, Reasoning, ToolRule, ToolRules
-from fathom.text.grammar.schema import find_fault, parse_schema, without_harmless
+from fathom.text.grammar.schema import SchemaFault, parse_schema
+from fathom.text.grammar.translate import in_engine_words
 from fathom.text.markers import (
     CALL_BEGIN,
     CALL_END,
@@ -187,23 +188,22 @@ def _checked(text: str, field: str) -> Any:
 
 
 def _checked_value(schema: Any, field: str) -> Any:
-    fault = find_fault(schema)
-    if fault is not None:
-        raise fault.error(field)
-    return without_harmless(schema)
+    told = in_engine_words(schema)
+    if isinstance(told, SchemaFault):
+        raise told.error(field)
+    return told
 
 
 def _arguments_schema(tool: ToolRule) -> Any:
     if tool.schema is None:
         return _ANY_OBJECT
-    schema = parse_schema(tool.schema, tool.param)
-    fault = find_fault(schema)
-    if fault is None:
-        # Arguments are an object; a schema need not say so.
-        return {"type": "object", **without_harmless(schema)} if schema is not True else _ANY_OBJECT
-    if tool.is_strict:
-        raise fault.error(tool.param)
-    return _ANY_OBJECT  # nothing was promised
+    told = in_engine_words(parse_schema(tool.schema, tool.param))
+    if isinstance(told, SchemaFault):
+        if tool.is_strict:
+            raise told.error(tool.param)
+        return _ANY_OBJECT  # nothing was promised
+    # Arguments are an object; a schema need not say so.
+    return {"type": "object", **told} if isinstance(told, dict) else told and _ANY_OBJECT
 
 
 def _regex(pattern: str) -> str:

@@ -6,7 +6,8 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 
 import llguidance
@@ -14,7 +15,8 @@ import llguidance
 from fathom.errors import RequestError
 from fathom.text.grammar.asked import Asked
 from fathom.text.grammar.build import grammar_text
-from fathom.text.grammar.schema import subschemas
+from fathom.text.grammar.schema import SchemaFault, subschemas
+from fathom.text.grammar.translate import in_engine_words
 from fathom.text.tokenizer import Tokenizer
 
 _LISTING = re.compile(r"\s*\d+ \||\s*\^\s*$")
@@ -26,6 +28,14 @@ _LIMITS = re.compile(
     re.IGNORECASE,
 )
 _MAX_CACHED = 64
+# What is allowed as a whole where it is: a mask walks the other tokens one by one. Counts, because
+# a string that may have so many characters more takes every token of up to as many.
+_CHARACTER = r'[^"\\\x00-\x1F\x7F]'
+_SLICES = [
+    r"[\x20\x0A\x0D\x09]+",
+    *(f"{_CHARACTER}{{1,{count}}}" for count in (2, 4, 6, 8, 10, 15, 20, 30)),
+    f"{_CHARACTER}+",
+]
 _MAX_LOCATED = 200  # schemas compiled by themselves to find the one at fault
 
 
@@ -38,7 +48,7 @@ class GrammarEngine:
             llguidance.TokenizerWrapper(_Vocabulary(tokenizer)),
             n_vocab=tokenizer.vocab_size,
             eos_token=list(tokenizer.eos_ids),
-            slices=llguidance.LLTokenizer.json_slices(),
+            slices=_SLICES,
         )
         # Fuel is steps of the regex compiler, about 50,000 a millisecond when a grammar is compiled
         # and 14,000 in a step; a state of the lexer is 1 to 2 kB.
@@ -79,7 +89,14 @@ class GrammarEngine:
                 if len(self._compiled) > _MAX_CACHED:
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(text)
-            return TokenConstraint(matcher.deep_copy(), self._tokenizer)
+            forget = partial(self._forget, text)
+            return TokenConstraint(matcher.deep_copy(), self._tokenizer, forget)
+
+    def _forget(self, text: str) -> None:
+        """Copies share the states of the lexer: where those outgrew their limits, all of them end,
+        and so would every later one."""
+        with self._lock:
+            self._compiled.pop(text, None)
 
     def _compile(self, text: str) -> llguidance.LLMatcher:
         matcher = llguidance.LLMatcher(self._walker, text, log_level=0, limits=self._limits)
@@ -134,7 +151,10 @@ class GrammarEngine:
 
     def _compiles(self, inner: dict[str, object], schema: dict[str, object]) -> bool:
         alone = inner | {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-        text = json.dumps({"grammars": [{"name": "one", "json_schema": alone}]})
+        told = in_engine_words(alone)
+        if isinstance(told, SchemaFault):
+            return False
+        text = json.dumps({"grammars": [{"name": "one", "json_schema": told}]})
         message = llguidance.LLMatcher.validate_grammar(text, self._walker, limits=self._limits)
         return not message or message.startswith("WARNING")
 
@@ -148,9 +168,11 @@ def _said(matcher: llguidance.LLMatcher) -> str:
 class TokenConstraint:
     """A place in a grammar: `core.constraint.Constraint` over an automaton of the engine's."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, tokenizer: Tokenizer) -> None:
-        self._matcher = matcher
-        self._row_bytes = -(-tokenizer.vocab_size // 8)
+    def __init__(
+        self, matcher: llguidance.LLMatcher, tokenizer: Tokenizer, forget: Callable[[], None]
+    ) -> None:
+        self._matcher, self._forget = matcher, forget
+        self._nothing = bytes(-(-tokenizer.vocab_size // 8))
         self._eos_id = tokenizer.eos_ids[0]
         self.error = ""
         """Why it can say nothing more."""
@@ -176,13 +198,19 @@ class TokenConstraint:
 
     def _row(self) -> bytes:
         matcher = self._matcher
-        row = b"" if matcher.is_error() else matcher.compute_bitmask()[: self._row_bytes]
-        if matcher.is_error() or not any(row):
-            self.error = _said(matcher) or "no token can follow"
-            end = bytearray(self._row_bytes)
+        row = self._nothing
+        if not matcher.is_error():
+            row = bytes(matcher.compute_bitmask()[: len(row)])
+        if matcher.is_error() or row == self._nothing:
+            self._give_up()
+            end = bytearray(self._nothing)
             end[self._eos_id >> 3] = 1 << (self._eos_id & 7)
             return bytes(end)
-        return bytes(row)
+        return row
+
+    def _give_up(self) -> None:
+        self.error = _said(self._matcher) or "no token can follow"
+        self._forget()
 
     def count_allowed(self, tokens: Sequence[int]) -> int:
         """How many of `tokens` may follow, one after the other."""
@@ -191,7 +219,7 @@ class TokenConstraint:
     def accept(self, token_id: int) -> None:
         """Advance by a token."""
         if not self.error and not self._matcher.consume_token(token_id):
-            self.error = _said(self._matcher)
+            self._give_up()
 
     def forced(self) -> tuple[int, ...]:
         """Tokens that must follow, tokenised as the text of the run is by itself.
@@ -207,19 +235,22 @@ class TokenConstraint:
 
 
 class LazyMask:
-    """A mask that is computed when it is read, which is when the device is at work."""
+    """A mask that is computed when it is first read, which is when the device is at work. Threads
+    that read it meanwhile wait."""
 
-    __slots__ = ("_bits", "_constraint", "_drafts")
+    __slots__ = ("_bits", "_constraint", "_drafts", "_lock")
 
     def __init__(self, constraint: TokenConstraint, drafts: tuple[int, ...]) -> None:
         self._constraint, self._drafts = constraint, drafts
         self._bits: bytes | None = None
+        self._lock = threading.Lock()
 
     def read(self) -> bytes:
         """The rows."""
-        if self._bits is None:
-            self._bits = self._constraint.rows(self._drafts)
-        return self._bits
+        with self._lock:
+            if self._bits is None:
+                self._bits = self._constraint.rows(self._drafts)
+            return self._bits
 
 
 class _Vocabulary:

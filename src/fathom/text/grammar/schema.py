@@ -6,7 +6,7 @@ The grammar engine ignores keywords that it has never heard of; a reader of the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,26 @@ from fathom.errors import RequestError
 
 MAX_DEPTH = 64
 MAX_SUBSCHEMAS = 20_000
+# What the engine has no word for; `translate` says it in others.
+TRANSLATED = frozenset(
+    {"dependentRequired", "dependentSchemas", "if", "then", "else", "not", "propertyNames"}
+    | {"contains", "minContains", "maxContains", "unevaluatedProperties", "unevaluatedItems"}
+)
 # Where a schema's keyword holds further schemas.
-_ONE = frozenset({"additionalProperties", "items"})
-_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
-_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+ONE = frozenset(
+    {"additionalProperties", "items", "if", "then", "else", "not", "propertyNames", "contains"}
+    | {"unevaluatedProperties", "unevaluatedItems"}
+)
+LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+NAMED = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
 ENFORCED = frozenset(
     {"type", "enum", "const", "required", "minProperties", "maxProperties"}
     | {"minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum"}
     | {"exclusiveMinimum", "exclusiveMaximum", "multipleOf", "$ref", "$id", "$anchor"}
-    | _ONE
-    | _LISTS
-    | _NAMED
+    | TRANSLATED
+    | ONE
+    | LISTS
+    | NAMED
 )
 # What says something about a value and demands nothing of it.
 REMARKS = frozenset(
@@ -36,7 +45,7 @@ FORMATS = frozenset(
     {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
 )
 # Keywords with which a schema asks for what happens anyway.
-_HARMLESS: Mapping[str, object] = {"uniqueItems": False, "nullable": False, "minContains": 0}
+HARMLESS: Mapping[str, object] = {"uniqueItems": False, "nullable": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +100,12 @@ def subschemas(schema: Any) -> Iterator[tuple[str, Any]]:
 
 def _children(schema: dict[str, Any], pointer: str) -> Iterator[tuple[str, Any]]:
     for key, value in schema.items():
-        at = f"{pointer}/{_escape(key)}"
-        if key in _NAMED and isinstance(value, dict):
-            yield from ((f"{at}/{_escape(name)}", inner) for name, inner in value.items())
-        elif key in _LISTS and isinstance(value, list):
+        at = f"{pointer}/{escape(key)}"
+        if key in NAMED and isinstance(value, dict):
+            yield from ((f"{at}/{escape(name)}", inner) for name, inner in value.items())
+        elif key in LISTS and isinstance(value, list):
             yield from ((f"{at}/{index}", inner) for index, inner in enumerate(value))
-        elif key in _ONE:
+        elif key in ONE:
             yield at, value
 
 
@@ -106,13 +115,16 @@ def _fault_of(schema: Any, pointer: str) -> SchemaFault | None:
     if not isinstance(schema, dict):
         return SchemaFault("a schema is an object, true or false", pointer)
     for key, value in schema.items():
-        at = f"{pointer}/{_escape(key)}"
-        if key in _HARMLESS and value is _HARMLESS[key]:
+        at = f"{pointer}/{escape(key)}"
+        if key in HARMLESS and value is HARMLESS[key]:
             continue
-        if key not in ENFORCED and key not in REMARKS:
-            if key == "x-guidance" or not key.startswith("x-"):
-                return SchemaFault(f"the keyword {key[:100]!r} cannot be enforced", at)
-        elif key == "format" and (not isinstance(value, str) or value not in FORMATS):
+        is_known = key in ENFORCED or key in REMARKS
+        if not is_known and (key == "x-guidance" or not key.startswith("x-")):
+            return SchemaFault(f"the keyword {key[:100]!r} cannot be enforced", at)
+        for keys, has_shape, shape in _SHAPES:
+            if key in keys and not has_shape(value):
+                return SchemaFault(f"{key} is not {shape}", at)
+        if key == "format" and (not isinstance(value, str) or value not in FORMATS):
             return SchemaFault(
                 f"the format {str(value)[:100]!r} cannot be enforced, "
                 f"unlike {', '.join(sorted(FORMATS))}",
@@ -132,22 +144,20 @@ def _may_repeat(schema: dict[str, Any], least: Any) -> bool:
     return isinstance(least, int | float) and least > max(1, num_required)
 
 
-def without_harmless(schema: Any) -> Any:
-    """The schema less keywords that ask for what happens anyway, which the engine would refuse."""
-    if isinstance(schema, list):
-        return [without_harmless(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    kept = {k: v for k, v in schema.items() if k not in _HARMLESS or v is not _HARMLESS[k]}
-    for key, value in kept.items():
-        if key in _NAMED and isinstance(value, dict):
-            kept[key] = {name: without_harmless(inner) for name, inner in value.items()}
-        elif key in _LISTS | _ONE:
-            kept[key] = without_harmless(value)
-    return kept
+def are_texts(value: object) -> bool:
+    """Whether it is a list of texts."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _escape(key: str) -> str:
+_SHAPES: tuple[tuple[frozenset[str], Callable[[Any], bool], str], ...] = (
+    (NAMED | {"dependentRequired"}, lambda value: isinstance(value, dict), "an object"),
+    (LISTS | {"enum"}, lambda value: isinstance(value, list), "a list"),
+    (frozenset({"required"}), are_texts, "a list of names"),
+    (frozenset({"type"}), lambda value: isinstance(value, str) or are_texts(value), "a type"),
+)
+
+
+def escape(key: str) -> str:
     """A key as a part of a JSON pointer (RFC 6901, section 3)."""
     return key[:200].replace("~", "~0").replace("/", "~1")
 
