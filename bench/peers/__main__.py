@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +126,13 @@ def _rounds(
         usable = [one for one in peers if "error" not in run.results.peers[one.name]]
         yield "outputs", partial(measure.check_outputs, run, usable)
     takes = {"offline": measure.offline_round, "HTTP": measure.http_round}
-    formats, numbers = dict.fromkeys(one.number_format for one in peers), range(args.repeats)
-    rounds = [("offline", one, number) for one in formats for number in numbers]
-    if not args.skip_http:
-        # Servers do not stay loaded: rounds of all formats cost no more than rounds of one.
-        rounds += [("HTTP", one, number) for number in numbers for one in formats]
-    for kind, number_format, number in rounds:
-        # Made anew: the offline rounds find settings for some servers.
-        turn = [one for one in chosen_peers(cache, args) if one.number_format == number_format]
-        yield f"{kind} {number_format} {number}", partial(takes[kind], run, turn, number)
+    formats = dict.fromkeys(one.number_format for one in peers)
+    for kind in ["offline"] if args.skip_http else takes:
+        # A run that is stopped has as many samples of every format.
+        for number, number_format in product(range(args.repeats), formats):
+            # Made anew: the offline rounds find settings for some servers.
+            turn = [one for one in chosen_peers(cache, args) if one.number_format == number_format]
+            yield f"{kind} {number_format} {number}", partial(takes[kind], run, turn, number)
 
 
 def _resumed(output: Path, head: dict[str, Any]) -> measure.Results:
