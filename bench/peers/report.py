@@ -60,13 +60,12 @@ def ratio(report: Mapping[str, Any], ours: str, case: str) -> tuple[float, str] 
     return own / rivals[best], best
 
 
-def limits(report: Mapping[str, Any]) -> tuple[float, float]:
-    """The best bandwidth and peak that the run saw, in bytes and operations a second."""
+def limits(report: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Smallest and largest bandwidth and peak of the turns, in bytes and operations a second."""
     found = report["rooflines"]
-    return (
-        max(one["best_bandwidth_bytes_per_s"] for one in found),
-        max(one["best_peak_flops_per_s"] for one in found),
-    )
+    bandwidths = [one["best_bandwidth_bytes_per_s"] for one in found]
+    peaks = [one["best_peak_flops_per_s"] for one in found]
+    return (min(bandwidths), max(bandwidths)), (min(peaks), max(peaks))
 
 
 def update_document(document: Path, report: Mapping[str, Any]) -> str:
@@ -86,9 +85,10 @@ def render(report: Mapping[str, Any]) -> str:
     """All tables, as Markdown."""
     parts = [
         _machine(report),
-        "Offline, tokens/s: median (smallest to largest), share of the roofline.",
+        f"Offline, tokens/s: median of {_rounds(report, 'offline')} rounds (smallest to largest), "
+        "share of the roofline.",
         _offline(report),
-        "Over HTTP: median (smallest to largest).",
+        f"Over HTTP: median of {_rounds(report, 'HTTP')} rounds (smallest to largest).",
         _http(report),
         "fathom against the best peer of the same format; above 1 fathom is better.",
         _ratios(report),
@@ -97,8 +97,15 @@ def render(report: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _rounds(report: Mapping[str, Any], kind: str) -> str:
+    """How many were seen to their end, and how many were asked for where that is more."""
+    names = [name for name in report["done"] if name.startswith(f"{kind} ")]
+    done, asked = len({name.rsplit(" ", 1)[1] for name in names}), report["config"]["repeats"]
+    return f"{done}" if done >= asked else f"{done} of {asked}"
+
+
 def _machine(report: Mapping[str, Any]) -> str:
-    bandwidth, peak = limits(report)
+    bandwidths, peaks = limits(report)
     machine, samples = report["machine"], report["samples"]
     steals = [one["steal"] for one in samples if "steal" in one] or [0.0]
     loads = [one["load"] for one in samples if "load" in one] or [0.0]
@@ -106,11 +113,15 @@ def _machine(report: Mapping[str, Any]) -> str:
         f"Measured {report['started']} at commit {report['commit']} on {machine['cpu']}, "
         f"{machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB "
         f"({', '.join(machine['features'])}), {report['config']['threads']} threads. "
-        f"Memory reads {bandwidth / 1e9:.1f} GB/s, {report['rooflines'][0]['unit']} "
-        f"{peak / 1e12:.3f} Tflop/s (best of the run). Stolen by the hypervisor: median "
+        f"Memory reads {_range(bandwidths, 1e9)} GB/s, {report['rooflines'][0]['unit']} "
+        f"{_range(peaks, 1e12)} Tflop/s, by the turn. Stolen by the hypervisor: median "
         f"{statistics.median(steals):.1%}, at most {max(steals):.1%}; load average: median "
         f"{statistics.median(loads):.1f}, at most {max(loads):.1f}."
     )
+
+
+def _range(found: tuple[float, float], unit: float) -> str:
+    return " to ".join(f"{one / unit:.3g}" for one in dict.fromkeys(found))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -162,13 +173,19 @@ def _distance(facts: Mapping[str, Any]) -> str:
 
 
 def _share(report: Mapping[str, Any], work: Work, peer: str, case: cases.Case) -> str:
-    value = median(report, peer, case.name)
-    if value is None:
-        return ""
-    bandwidth, peak = limits(report)
-    number_format = report["peers"][peer]["format"]
-    most = ceiling(work, case, number_format, bandwidth=bandwidth, peak=peak)
-    return f", {value / most:.0%}"
+    """Of the limits that were measured in the same turn: those of a shared machine drift."""
+    shares = []
+    for one in report["samples"]:
+        if one["peer"] == peer and one["case"] == case.name and "value" in one:
+            beside = report["rooflines"][one["roofline"]]
+            bandwidth, peak = (
+                beside["best_bandwidth_bytes_per_s"],
+                beside["best_peak_flops_per_s"],
+            )
+            number_format = report["peers"][peer]["format"]
+            most = ceiling(work, case, number_format, bandwidth=bandwidth, peak=peak)
+            shares.append(one["value"] / most)
+    return f", {statistics.median(shares):.0%}" if shares else ""
 
 
 def _cell(report: Mapping[str, Any], peer: str, case: str, more: str = "") -> str:
@@ -191,8 +208,9 @@ def _notes(report: Mapping[str, Any]) -> str:
     notes = [
         "- Random weights: text is noise, speed is not. Weights with outliers would lose less to "
         "quantisation than these do.",
-        "- Roofline: decoding reads each weight of a step once at the bandwidth above, with "
-        "experts chosen uniformly; prefill runs at the bfloat16 peak above, for all formats.",
+        "- Roofline: decoding reads each weight of a step once at the bandwidth of its turn, "
+        "with experts chosen uniformly; prefill runs at the bfloat16 peak of its turn, for all "
+        "formats. Above 100 % the machine was faster in the case than just before it.",
     ]
     if any(facts.get("output", {}).get("differs") for facts in report["peers"].values()):
         notes.append(

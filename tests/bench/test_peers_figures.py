@@ -34,7 +34,8 @@ def report() -> dict[str, Any]:
         "started": "2026-01-01T00:00:00+00:00",
         "commit": "abc",
         "machine": {"cpu": "a CPU", "cores": 2, "memory_bytes": 2**34, "features": ["avx2"]},
-        "config": {"threads": 2, "model": CONFIG},
+        "config": {"threads": 2, "repeats": 3, "model": CONFIG},
+        "done": ["outputs", *(f"offline bf16 {number}" for number in range(3)), "HTTP bf16 0"],
         "rooflines": [
             {"unit": "AVX2 f32", "best_bandwidth_bytes_per_s": 1e10, "best_peak_flops_per_s": 1e11}
         ],

@@ -51,3 +51,22 @@ def test_unknown_fields_are_told(
     assert '"warnings":["unknown field zzz"]' in answered.text
     plain = httpx.post(lenient.url + path, json={**BODIES[path], "stream": is_stream})
     assert "warnings" not in plain.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"prompt": "?"}),
+        ("/detokenize", {"tokens": [1]}),
+        ("/v1/messages/count_tokens", {"model": MODEL, "messages": HI}),
+        ("/v1/responses/input_tokens", {"input": "?"}),
+        ("/api/show", {"model": MODEL}),
+    ],
+)
+def test_routes_that_generate_nothing_tell_too(
+    lenient: LiveServer, strict: LiveServer, path: str, body: dict[str, Any]
+) -> None:
+    assert httpx.post(strict.url + path, json={**body, "zzz": 1}).status_code == 400
+    answered = httpx.post(lenient.url + path, json={**body, "zzz": 1})
+    assert answered.json()["warnings"] == ["unknown field zzz"]
+    assert "warnings" not in httpx.post(lenient.url + path, json=body).json()

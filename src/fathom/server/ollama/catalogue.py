@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from fathom.server.decode import decode
 from fathom.server.exchange import Exchange
+from fathom.server.job import Ask, tell
 from fathom.server.ollama.schema import ShowRequest
 from fathom.server.ollama.wire import served_name
 from fathom.server.state import ServedModel, ServerState
@@ -32,9 +32,12 @@ async def running(state: ServerState, exchange: Exchange) -> None:
 
 async def show(state: ServerState, exchange: Exchange) -> None:
     """What is known of a model."""
-    body = await exchange.read_json_body(state.config.max_body_bytes)
-    _, model = state.require()
-    served_name(model, decode(body, ShowRequest).model)
+    await tell(state, exchange, _show)
+
+
+def _show(ask: Ask) -> dict[str, Any]:
+    model = ask.model
+    served_name(model, ask.read(ShowRequest).model)
     defaults = model.defaults
     can = {
         "completion": True,
@@ -42,7 +45,7 @@ async def show(state: ServerState, exchange: Exchange) -> None:
         "tools": model.template.tool_format is not None,
         "thinking": model.template.reasons != "never",
     }
-    told = {
+    return {
         "modified_at": _time(model),
         "template": model.template.name,
         "parameters": f"temperature {defaults.temperature:g}\ntop_p {defaults.top_p:g}",
@@ -50,7 +53,6 @@ async def show(state: ServerState, exchange: Exchange) -> None:
         "model_info": _info(model.plan),
         "capabilities": [name for name, is_there in can.items() if is_there],
     }
-    await exchange.give(told)
 
 
 def _info(plan: DeploymentPlan | RemotePlan) -> dict[str, Any]:

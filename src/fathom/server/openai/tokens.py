@@ -7,7 +7,6 @@ from typing import Any
 from msgspec import to_builtins
 
 from fathom.errors import RequestError
-from fathom.server.decode import decode
 from fathom.server.exchange import Exchange
 from fathom.server.job import Ask, tell
 from fathom.server.openai.schema import DetokenizeRequest, TokenizeRequest, given
@@ -27,7 +26,7 @@ async def detokenize(state: ServerState, exchange: Exchange) -> None:
 
 
 def _tokenize(ask: Ask) -> dict[str, Any]:
-    request, model = decode(ask.body, TokenizeRequest), ask.model
+    request, model = ask.read(TokenizeRequest), ask.model
     model.check_name(request.model)
     if (request.prompt is None) == (request.messages is None):
         raise RequestError("one of prompt and messages is needed", param="prompt")
@@ -57,7 +56,7 @@ def _tokenize(ask: Ask) -> dict[str, Any]:
 
 
 def _detokenize(ask: Ask) -> dict[str, Any]:
-    request, model = decode(ask.body, DetokenizeRequest), ask.model
+    request, model = ask.read(DetokenizeRequest), ask.model
     model.check_name(request.model)
     model.tokenizer.check_ids(request.tokens, "tokens")
     text = model.tokenizer.decode(request.tokens, request.skip_special_tokens)
