@@ -55,5 +55,5 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
         async with in_process(EngineConfig(model=str(tmp_path / "none"))):
             raise AssertionError
 
-    with pytest.raises(CheckpointError, match="not a directory"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         asyncio.run(run())
