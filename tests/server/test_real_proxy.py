@@ -110,7 +110,10 @@ def test_forced_and_strict_calls_are_enforced_upstream(
 
 
 def test_a_schema_at_fault_is_named_before_the_upstream_is_asked(urls: list[str]) -> None:
-    bad = {"type": "function", "function": {"name": "f", "parameters": {"uniqueItems": True}, "strict": True}}
+    bad = {
+        "type": "function",
+        "function": {"name": "f", "parameters": {"uniqueItems": True}, "strict": True},
+    }
     body = {"messages": ASK, "tools": [bad], "tool_choice": "required"}
     answers = [httpx.post(f"{url}/v1/chat/completions", json=body, timeout=WAIT_S) for url in urls]
     assert [answer.status_code for answer in answers] == [400, 400, 400]
