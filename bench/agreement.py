@@ -1,6 +1,6 @@
 """Whether `fathom bench serve` and `vllm bench serve` tell the same of one server.
 
-    python bench/agreement.py --vllm PATH_OF_VLLM --model DIR [--repeats 5] [--output FILE]
+    python bench/agreement.py --vllm PYTHON --model DIR [--repeats 5] [--output FILE]
                               [-- FLAGS OF fathom serve]
 
 One `fathom serve` of the checkpoint; then the two clients in turns, with the same flags and so the
@@ -34,6 +34,11 @@ FIELDS = (
     "total_output_tokens",
 )
 NAME = "model"
+# `vllm bench serve` without the command around it, which the CPU build's other name breaks.
+_VLLM = (
+    "import argparse; from vllm.benchmarks.serve import add_cli_args, main;"
+    "parser = argparse.ArgumentParser(); add_cli_args(parser); main(parser.parse_args())"
+)
 _START_S = 300.0
 _RUN_S = 600.0
 
@@ -41,7 +46,7 @@ _RUN_S = 600.0
 def flags(url: str, model: Path, options: argparse.Namespace, seed: int) -> list[str]:
     """What both clients are given."""
     return [
-        *("bench", "serve", "--backend", "openai", "--base-url", url, "--model", str(model)),
+        *("--backend", "openai", "--base-url", url, "--model", str(model)),
         *("--served-model-name", NAME, "--tokenizer", str(model), "--dataset-name", "random"),
         *("--random-input-len", "128", "--random-output-len", "48", "--ignore-eos"),
         *("--num-prompts", str(options.num_prompts), "--request-rate", str(options.rate)),
@@ -84,7 +89,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     fathom = [sys.executable, "-c", "from fathom.cli import main; main()"]
-    clients = {"fathom": fathom, "vllm": [str(options.vllm)]}
+    clients = {"fathom": [*fathom, "bench", "serve"], "vllm": [str(options.vllm), "-c", _VLLM]}
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in clients}
     server = subprocess.Popen(
         [*fathom, "serve", str(options.model), "--served-model-name", NAME, "--port", str(port),
@@ -111,7 +116,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
 def main() -> None:
     """Measure, print a line for each figure, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vllm", type=Path, required=True, help="the command of a vLLM")
+    parser.add_argument("--vllm", type=Path, required=True, help="the Python of a vLLM")
     parser.add_argument("--model", type=Path, required=True, help="a checkpoint")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--num-prompts", type=int, default=60)
