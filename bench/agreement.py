@@ -138,7 +138,10 @@ def main() -> None:
         "started": started,
         "machine": machine_facts(),
         "config": {
-            key: str(value) for key, value in vars(options).items() if key not in ("output", "vllm")
+            "model": options.model.name,
+            "num_prompts": options.num_prompts,
+            "rate": options.rate,
+            "serve_flags": options.serve_flags,
         },
         "ratios": ratios,
         "samples": samples,

@@ -34,6 +34,10 @@ class Sample:
     idle: float
 
 
+def _told(value: object) -> str:
+    return Path(str(value)).name
+
+
 def _run(llm: LLM, batch: int, context: int, new_tokens: int, seed: int) -> tuple[float, float]:
     """Wall seconds, and busy seconds of all threads together."""
     drawn = Random(seed)
@@ -93,7 +97,7 @@ def main() -> None:
             "commit": commit(),
             "machine": platform.processor() or platform.machine(),
             "isa": library.isa(),
-            "workload": {key: str(value) for key, value in vars(asked).items() if key != "output"},
+            "workload": {k: _told(v) for k, v in vars(asked).items() if k != "output"},
             "idle_median": idle,
             "step_ms_median": step_ms,
             "samples": [{"step_s": sample.step_s, "idle": sample.idle} for sample in samples],
