@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from fathom.errors import (
 from fathom.text.delta import Delta
 from tests.core.simulated import PseudoModel
 from tests.engine.simulated_engine import SimulatedChild, naive_tokens
+from tests.engine.waiting import until
 
 MODEL = PseudoModel(vocab_size=1000)
 PROMPT = tuple(range(10, 60))
@@ -62,13 +63,6 @@ async def collect(engine: AsyncEngine, asked: GenerateRequest) -> list[Delta]:
 
 def tokens_of(deltas: list[Delta], index: int = 0) -> tuple[int, ...]:
     return tuple(t for delta in deltas if delta.index == index for t in delta.token_ids)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for the engine's thread to get there."""
-    async with asyncio.timeout(10.0):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def test_streams_the_models_own_tokens() -> None:

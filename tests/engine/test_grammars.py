@@ -22,6 +22,7 @@ from fathom.text.grammar.asked import Asked
 from fathom.text.grammar.engine import GrammarEngine
 from fathom.text.tokenizer import Tokenizer
 from fathom.weights.embedded import embedded_path
+from tests.engine.waiting import until
 
 SLOW = {"allOf": [{"type": "string", "pattern": f".*{i}.*"} for i in range(40)]}
 PERSON = {
@@ -120,8 +121,7 @@ def test_a_crash_is_no_limit_and_not_the_requests_fault(how: signal.Signals) -> 
             await process.wait()
             assert await checker.check(asked(regex="b"))  # it died of neither request
             checking = asyncio.ensure_future(checker.check(asked(json=SLOW)))
-            while not checker._lock.locked():
-                await asyncio.sleep(0)
+            await until(checker._lock.locked)
             process = checker._process
             assert process is not None
             process.send_signal(how)
@@ -140,9 +140,7 @@ def test_a_client_that_leaves_does_not_get_anothers_answer() -> None:
         try:
             first = await checker.check(asked(regex="first"))
             gone = asyncio.ensure_future(checker.check(asked(json=SLOW)))
-            await asyncio.sleep(0)
-            while checker._process is None or not checker._lock.locked():
-                await asyncio.sleep(0)
+            await until(checker._lock.locked)
             gone.cancel()
             assert await checker.check(asked(regex="second")) != first
             assert "second" in await checker.check(asked(regex="second"))

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from fathom.config import EngineConfig
 from fathom.engine.async_engine import AsyncEngine
 from fathom.engine.requests import GenerateRequest
 from fathom.errors import CheckpointError, EngineError, FathomError
+from tests.engine.waiting import until
 
 T = TypeVar("T")
 SMALL: dict[str, Any] = {
@@ -45,13 +46,6 @@ def prompt_of(number: int) -> tuple[int, ...]:
 async def tokens_of(engine: AsyncEngine, asked: GenerateRequest) -> tuple[int, ...]:
     ids = [i async for deltas in engine.generate(asked) for d in deltas for i in d.token_ids]
     return tuple(ids)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another process will bring about."""
-    async with asyncio.timeout(30.0):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def is_idle(engine: AsyncEngine) -> bool:

@@ -129,7 +129,6 @@ class FakeUpstream:
         for piece in self.pieces:
             writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             await writer.drain()
-            await asyncio.sleep(0)
         if self.hangs:
             await reader.read()
             self.was_left.set()
