@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from fathom.core.types import Request, TokenEvent
 from fathom.engine.requests import GenerateRequest
@@ -14,8 +15,60 @@ from fathom.text.delta import Delta
 from fathom.text.output import OutputStream
 from fathom.text.tokenizer import Tokenizer
 
+NewsT = TypeVar("NewsT")
 
-class RequestStream:
+
+class AnswerStream(ABC, Generic[NewsT]):
+    """What came of one answer for the one consumer that takes it, and then the error that ended it.
+
+    A request that was refused leaves no record.
+    """
+
+    def __init__(self, timer: RequestTimer) -> None:
+        self._timer = timer
+        self._news: list[NewsT] = []
+        self._has_news = asyncio.Event()
+        self._error: FathomError | None = None
+        self._was_refused = False
+
+    @property
+    @abstractmethod
+    def is_finished(self) -> bool:
+        """Whether every choice has given its last delta."""
+
+    def fail(self, error: FathomError) -> None:
+        """Nothing will come any more: `next` raises `error` when it has given what came before."""
+        if self._error is None and not self.is_finished:
+            self._error = error
+            self._timer.failed()
+            self._has_news.set()
+
+    def refuse(self, error: FathomError) -> None:
+        """The request was not taken: `next` raises `error`, and nothing is recorded."""
+        self._was_refused = True
+        self.fail(error)
+
+    def end(self, now_s: float) -> None:
+        """The consumer is done or gone: close the record."""
+        if not self._was_refused:
+            self._timer.end(now_s)
+
+    def _put(self, news: NewsT) -> None:
+        self._news.append(news)
+        self._has_news.set()
+
+    async def _take(self) -> list[NewsT]:
+        """Everything that came since the last call, at least one. Raises: the error of `fail`."""
+        while not self._news:
+            if self._error is not None:
+                raise self._error
+            self._has_news.clear()
+            await self._has_news.wait()
+        news, self._news = self._news, []
+        return news
+
+
+class RequestStream(AnswerStream[TokenEvent]):
     """One request. The event loop feeds it; one consumer takes deltas out of it.
 
     Text is made when the consumer asks for it, so a slow consumer gets the tokens of many steps
@@ -32,6 +85,11 @@ class RequestStream:
         observer: Observer,
         cancel: Callable[[tuple[str, ...]], None],
     ) -> None:
+        super().__init__(
+            RequestTimer(
+                request.sampling, len(request.prompt_ids), sequences[0].arrival_s, observer
+            )
+        )
         self._running = {sequence.id: index for index, sequence in enumerate(sequences)}
         self._outputs = [
             OutputStream(
@@ -39,14 +97,7 @@ class RequestStream:
             )
             for index in range(len(sequences))
         ]
-        self._timer = RequestTimer(
-            request.sampling, len(request.prompt_ids), sequences[0].arrival_s, observer
-        )
         self._cancel = cancel
-        self._news: deque[TokenEvent] = deque()
-        self._error: FathomError | None = None
-        self._has_news = asyncio.Event()
-        self._was_refused = False
         self.ids = tuple(self._running)
 
     @property
@@ -64,20 +115,7 @@ class RequestStream:
             kind = RequestError if event.blames_request else EngineError
             self.fail(kind("the engine could not complete the answer", found=event.error))
         else:
-            self._news.append(event)
-            self._has_news.set()
-
-    def fail(self, error: FathomError) -> None:
-        """Nothing will come any more: `next` raises `error` when it has given what came before."""
-        if self._error is None and self._running:
-            self._error = error
-            self._timer.failed()
-            self._has_news.set()
-
-    def refuse(self, error: FathomError) -> None:
-        """The engine did not take the request: `next` raises `error`, and nothing is recorded."""
-        self._was_refused = True
-        self.fail(error)
+            self._put(event)
 
     async def next(self) -> tuple[Delta, ...]:
         """The deltas of everything that came since the last call, waiting for something to come.
@@ -85,18 +123,9 @@ class RequestStream:
         Raises: the FathomError that `fail` was given.
         """
         while True:
-            while not self._news:
-                if self._error is not None:
-                    raise self._error
-                self._has_news.clear()
-                await self._has_news.wait()
-            deltas = []
-            while self._news:
-                delta = self._push(self._news.popleft())
-                if delta is not None:
-                    deltas.append(delta)
-            if deltas:
-                return tuple(deltas)
+            pushed = [self._push(event) for event in await self._take()]
+            if deltas := tuple(delta for delta in pushed if delta is not None):
+                return deltas
 
     def _push(self, event: TokenEvent) -> Delta | None:
         index = self._running.get(event.id)
@@ -112,10 +141,9 @@ class RequestStream:
             self._timer.stopped(index, output.num_tokens)
         return delta
 
-    def end(self, now: float) -> None:
+    def end(self, now_s: float) -> None:
         """The consumer is done or gone: cancel what still runs, and close the record."""
         if self._running and not self._was_refused:
             self._cancel(tuple(self._running))
         self._running.clear()
-        if not self._was_refused:
-            self._timer.end(now)
+        super().end(now_s)
