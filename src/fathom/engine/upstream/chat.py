@@ -17,7 +17,7 @@ from fathom.core.loop_guard import LoopLimits
 from fathom.engine.requests import GenerateRequest, Unrendered
 from fathom.engine.upstream.chat_answer import Answer, Message
 from fathom.engine.upstream.kinds import Kind, form_fields, refused, sampling_fields
-from fathom.engine.upstream.wire import message_of
+from fathom.engine.upstream.wire import Usage, message_of
 from fathom.perf.http_stream import BrokenStream
 from fathom.text.channels import Told
 from fathom.text.delta import Delta, FinishReason
@@ -40,26 +40,9 @@ class _Choice(Struct):
     has_stray_markup: bool = False  # a fathom's
 
 
-class _PromptDetails(Struct):
-    cached_tokens: int | None = None
-
-
-class _AnswerDetails(Struct):
-    reasoning_tokens: int | None = None
-
-
-class _Usage(Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _AnswerDetails | None = None
-    prompt_cache_hit_tokens: int | None = None  # DeepSeek's
-    reasoning_tokens: int | None = None  # SGLang's
-
-
 class _Event(Struct):
     choices: list[_Choice] = []
-    usage: _Usage | None = None
+    usage: Usage | None = None
     error: Any = None
 
 
@@ -149,7 +132,7 @@ class ChatReader:
         self._answers = [Answer(f"call_{name}_{i}", reads_tools, loops) for i in range(num_choices)]
         self._looped: set[int] = set()
         self._give = give
-        self._usage = _Usage()
+        self._usage = Usage()
         self._ends: dict[int, Delta] = {}
         self.has_news = False
 
@@ -171,20 +154,17 @@ class ChatReader:
         if len(self._ends) + len(self._looped) < len(self._answers):
             raise BrokenStream("the answer has no end")
         usage = self._usage
-        cached = usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens
-        details = usage.completion_tokens_details
         others = sum(answer.num_tokens for answer in self._answers[1:])
         for index, end in self._ends.items():
             num_tokens, num_reasoning = self._answers[index].num_tokens, 0
             if index == 0 and usage.completion_tokens:
                 num_tokens = max(0, usage.completion_tokens - others)
-                num_reasoning = usage.reasoning_tokens or 0
-                num_reasoning = (details and details.reasoning_tokens) or num_reasoning
+                num_reasoning = usage.num_reasoning
             self._give(
                 replace(
                     end,
                     num_prompt=usage.prompt_tokens,
-                    num_cached=cached or usage.prompt_cache_hit_tokens or 0,
+                    num_cached=usage.num_cached,
                     num_tokens=num_tokens,
                     num_reasoning_tokens=num_reasoning,
                 )

@@ -16,7 +16,7 @@ from fathom.core.loop_guard import LoopGuard, LoopLimits
 from fathom.core.types import FinishReason, Request, TokenEvent, TokenLogprobs
 from fathom.engine.requests import GenerateRequest
 from fathom.engine.upstream.kinds import Kind, form_fields, refused, sampling_fields
-from fathom.engine.upstream.wire import message_of
+from fathom.engine.upstream.wire import Usage, message_of
 from fathom.perf.http_stream import BrokenStream
 from fathom.text.grammar.asked import Asked
 from fathom.text.tokenizer import Tokenizer
@@ -44,17 +44,9 @@ class _Choice(Struct):
     matched_stop: str | int | None = None  # SGLang's name for it
 
 
-class _Details(Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(Struct):
-    prompt_tokens_details: _Details | None = None
-
-
 class _Event(Struct):
     choices: list[_Choice] = []
-    usage: _Usage | None = None
+    usage: Usage | None = None
     error: Any = None
 
 
@@ -146,8 +138,8 @@ class CompletionReader:
             raise BrokenStream(message_of(event.error)[0])
         for choice in event.choices:
             self._choice(choice)
-        if event.usage is not None and event.usage.prompt_tokens_details is not None:
-            self._num_cached = event.usage.prompt_tokens_details.cached_tokens or 0
+        if event.usage is not None:
+            self._num_cached = event.usage.num_cached
 
     def finish(self) -> None:
         """The stream is over. Raises: BrokenStream where a choice is not."""

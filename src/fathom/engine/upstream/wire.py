@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from fathom.errors import (
     FathomError,
@@ -23,6 +24,37 @@ from fathom.perf.http_stream import BrokenStream, HttpClient, Origin, Response
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 MAX_WHOLE_BYTES = 8 * 1024 * 1024
 _KEY_FIX = "put the upstream's key into the variable that --api-key-env names"
+
+
+class _PromptDetails(Struct):
+    cached_tokens: int | None = None
+
+
+class _AnswerDetails(Struct):
+    reasoning_tokens: int | None = None
+
+
+class Usage(Struct):
+    """What an answer cost, as OpenAI's API and its likes say it."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _AnswerDetails | None = None
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek's
+    reasoning_tokens: int | None = None  # SGLang's
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens of the prompt that a cache had."""
+        details = self.prompt_tokens_details
+        return (details and details.cached_tokens) or self.prompt_cache_hit_tokens or 0
+
+    @property
+    def num_reasoning(self) -> int:
+        """Tokens of the answer that were reasoning."""
+        details = self.completion_tokens_details
+        return (details and details.reasoning_tokens) or self.reasoning_tokens or 0
 
 
 class EventStream:
