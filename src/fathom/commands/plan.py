@@ -91,9 +91,8 @@ def plan(asked: Asked) -> Answer | Machines:
     money = priced(cost_asked(asked, prices), prices, model.name)
     if asked.gpu is None:
         currency = money.currency
-        most = None if asked.as_json else MOST_MACHINES
         found = machines(
-            model.spec, asked.demand, catalogue, built_in(), prices, currency, most=most
+            model.spec, asked.demand, catalogue, built_in(), prices, currency, most=MOST_MACHINES
         )
         return Machines(asked=asked, model=model, options=found, currency=currency)
     cluster = _cluster(asked, catalogue)
