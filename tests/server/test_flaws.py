@@ -120,8 +120,8 @@ def test_real_clients_give_back_what_was_said_of_calls(
             with two.messages.stream(**DIALECTS["anthropic"][1]) as stream:
                 streamed = stream.get_final_message()
             final = two.messages.create(**DIALECTS["anthropic"][1])
-            assert final.content[-1].input == streamed.content[-1].input == {"a": 1}  # type: ignore
             block: Any = final.content[-1].to_dict()
+            assert block["input"] == streamed.content[-1].to_dict()["input"] == {"a": 1}
             assert block.get("arguments_flaw", "") == flaw
             results = [{"type": "tool_result", "tool_use_id": block["id"], "content": "1"}]
             turns = [

@@ -71,12 +71,12 @@ class _Case:
 
     def __and__(self, other: _Case) -> _Case:
         names = None if self.names is None or other.names is None else self.names + other.names
-        counts = (self.num_items, other.num_items)
+        one, another = self.num_items, other.num_items
         return _Case(
             self.holds + other.holds,
             names,
             self.patterns + other.patterns,
-            None if None in counts else max(counts),  # type: ignore[type-var]
+            None if one is None or another is None else max(one, another),
         )
 
     def closed(self, key: str, value: Any) -> Any:
