@@ -88,7 +88,6 @@ def render(report: Mapping[str, Any]) -> str:
         f"Offline, tokens/s: median of {_rounds(report, 'offline')} rounds (smallest to largest), "
         "share of the roofline.",
         _offline(report),
-        f"Over HTTP: median of {_rounds(report, 'HTTP')} rounds (smallest to largest).",
         _http(report),
         "fathom against the best peer of the same format; above 1 fathom is better.",
         _ratios(report),
@@ -142,12 +141,13 @@ def _offline(report: Mapping[str, Any]) -> str:
 
 def _http(report: Mapping[str, Any]) -> str:
     if not any(one["case"] in _HTTP for one in report["samples"]):
-        return "Not measured in this run."
+        return "Over HTTP: not measured in this run."
     rows = [
         [_named(name, facts), *(_cell(report, name, case) for case in _HTTP)]
         for name, facts in report["peers"].items()
     ]
-    return _table(["peer", *(f"{case}, {_UNITS[case]}" for case in _HTTP)], rows)
+    head = f"Over HTTP: median of {_rounds(report, 'HTTP')} rounds (smallest to largest)."
+    return f"{head}\n\n{_table(['peer', *(f'{case}, {_UNITS[case]}' for case in _HTTP)], rows)}"
 
 
 def _ratios(report: Mapping[str, Any]) -> str:
