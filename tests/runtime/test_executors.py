@@ -147,3 +147,13 @@ def test_close_does_not_leave_a_waiter_behind() -> None:
     worker.release.set()
     closer.join(30)
     assert not closer.is_alive()
+
+
+def test_close_leaves_no_thread_behind() -> None:
+    """The one that reads masks was not waited for: where it was the last to hold the weights, it
+    freed them while the interpreter ended, which ended the process with SIGABRT, one time in two."""
+    executor = LocalExecutor(_Broken(False), _capacity(1))
+    began = set(executor._threads)
+    assert began <= set(threading.enumerate())
+    executor.close()
+    assert not began & set(threading.enumerate())

@@ -47,9 +47,12 @@ class LocalExecutor:
         self._steps: queue.SimpleQueue[tuple[int, Callable[[], StepResult]] | None]
         self._steps = queue.SimpleQueue()
         self._masks: queue.SimpleQueue[list[Mask] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="fathom-worker", daemon=True)
-        self._thread.start()
-        threading.Thread(target=self._read_masks, name="fathom-masks", daemon=True).start()
+        self._threads = (
+            threading.Thread(target=self._run, name="fathom-worker", daemon=True),
+            threading.Thread(target=self._read_masks, name="fathom-masks", daemon=True),
+        )
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, plan: StepPlan) -> PendingStep:
         """Queue a plan. Raises: EngineError after a failure or `close`, or over the depth."""
@@ -65,17 +68,19 @@ class LocalExecutor:
         return step
 
     def close(self) -> None:
-        """Fail what is in flight and stop the thread; idempotent.
+        """Fail what is in flight and stop the threads; idempotent.
 
-        A step that is running cannot be cut short: the thread gets 10 s to come out of it, and
-        as a daemon does not hold up the end of the process.
+        A step that is running cannot be cut short: each thread gets 10 s to come out of it, and
+        as a daemon does not hold up the end of the process. One that is still on its way then may
+        be the last to hold the weights, and to free those while the interpreter ends is fatal.
         """
         self._pending.fail(EngineError("the executor", found="closed"))
         self._masks.put(None)
         self._steps.put(None)
-        self._thread.join(_CLOSE_TIMEOUT_S)
-        if self._thread.is_alive():
-            _log.warning("worker_still_running after_s=%g", _CLOSE_TIMEOUT_S)
+        for thread in self._threads:
+            thread.join(_CLOSE_TIMEOUT_S)
+            if thread.is_alive():
+                _log.warning("still_running thread=%s after_s=%g", thread.name, _CLOSE_TIMEOUT_S)
 
     def _read_masks(self) -> None:
         while (masks := self._masks.get()) is not None:
