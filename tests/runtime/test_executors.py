@@ -151,7 +151,7 @@ def test_close_does_not_leave_a_waiter_behind() -> None:
 
 def test_close_leaves_no_thread_behind() -> None:
     """The one that reads masks was not waited for: where it was the last to hold the weights, it
-    freed them while the interpreter ended, which ended the process with SIGABRT, one time in two."""
+    freed them while the interpreter ended, and the process ended with SIGABRT."""
     executor = LocalExecutor(_Broken(False), _capacity(1))
     began = set(executor._threads)
     assert began <= set(threading.enumerate())
