@@ -45,6 +45,8 @@ def answer_calls(make_engine: Callable[[], Engine]) -> None:
     end_on_signal()
     pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    # By lines: a driver that is killed has then said what it had to say.
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", buffering=1)
 
     def tell(message: dict[str, Any]) -> None:
         pipe.write(json.dumps(message) + "\n")
