@@ -117,7 +117,7 @@ def test_the_verdict_comes_first_and_everything_asked_for_follows() -> None:
     assert "70,272 bytes of KV" in text
     assert "15,000,000,000 tokens a month: 44,100 USD at the API" in text
     assert "roofline" in text
-    for label in ("Memory of the fullest GPU", "Layouts, the best first", "Energy", "How each"):
+    for label in ("Memory of the fullest device", "Layouts, the best first", "Energy", "How each"):
         assert label in text
 
 

@@ -22,7 +22,7 @@ _DOC = """\
 Times steps of a checkpoint (the embedded model where none is given) through the executor that
 serves: batches that decode and pieces of prompts. Fits the cost model's rates to two thirds of
 them, says how far off the rest is, and keeps the result for `fathom plan` and `fathom simulate`,
-which then say that they were measured here.
+which then say that they were measured here. CPUs are `--gpu cpu` there.
 
   fathom bench calibrate
   fathom bench calibrate ./V2-Lite --quantization int4"""
@@ -85,6 +85,8 @@ def _measure(config: EngineConfig, repeats: int) -> tuple[Fit, DeploymentPlan]:
         host_sequence_s=_HOST_SEQUENCE_S,
         is_here=True,
         weights=weights.name,
+        threads=plan.threads if device.kind == "cpu" else 0,
+        memory_bytes=device.total_bytes,
     )
     formats = Formats(weights=weights, kv=plan.kv_dtype, compute=BFLOAT16)
     return fit(plan.model, formats, steps, start), plan

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fathom.commands.files import read_text
-from fathom.commands.hardware import read_calibration, read_catalogue
+from fathom.commands.hardware import read_calibration, read_catalogue, read_machines
 from fathom.commands.plan_flags import Asked, cost_asked, parse
 from fathom.errors import CapacityError
 from fathom.perf.advise import Option, Verdict, against, changes, machines, verdict
-from fathom.perf.calibration import built_in
+from fathom.perf.calibration import Calibration, built_in
 from fathom.perf.candidate import Candidate, Reason, Slo
 from fathom.perf.price import CostAsked, Costs, Flow, Prices, built_in_prices, costs, priced
 from fathom.perf.search import search
 from fathom.perf.users import busiest, most_users
-from fathom.spec.catalogue import Catalogue, parse_cluster
+from fathom.spec.catalogue import Catalogue
 from fathom.spec.hardware import Cluster
 from fathom.spec.known import KnownModel
 from fathom.weights.describe import describe_model
@@ -95,8 +95,7 @@ def plan(asked: Asked) -> Answer | Machines:
             model.spec, asked.demand, catalogue, built_in(), prices, currency, most=MOST_MACHINES
         )
         return Machines(asked=asked, model=model, options=found, currency=currency)
-    cluster = _cluster(asked, catalogue)
-    calibration = read_calibration(asked.calibration, cluster)
+    cluster, calibration = _machines(asked, catalogue)
     candidates = search(model.spec, cluster, asked.demand, calibration)
     said, demand = verdict(candidates), asked.demand
     claim, best, most = asked.claim, candidates[0], None
@@ -107,8 +106,10 @@ def plan(asked: Asked) -> Answer | Machines:
     better: tuple[Reason, ...] = ()
     if said != "yes" and claim is None:
         users = most or 0
+        # Other machines are GPUs.
+        others = built_in() if cluster.is_host else calibration
         better = tuple(
-            changes(model.spec, cluster, demand, candidates, catalogue, calibration, users=users)
+            changes(model.spec, cluster, demand, candidates, catalogue, others, users=users)
         )
     spent = _costs(asked, cluster, best, prices, money)
     busy = busiest(best, cluster, demand, calibration) if best.fits else None
@@ -136,16 +137,22 @@ def _prices(asked: Asked) -> Prices:
     return prices.changed(read_text("--prices", asked.prices, "TOML"), asked.prices)
 
 
-def _cluster(asked: Asked, catalogue: Catalogue) -> Cluster:
+def _machines(asked: Asked, catalogue: Catalogue) -> tuple[Cluster, Calibration]:
     assert asked.gpu is not None
     if asked.gpu != "local":
-        return parse_cluster(asked.gpu, asked.nodes, network=asked.network, catalogue=catalogue)
+        return read_machines(
+            asked.gpu,
+            nodes=asked.nodes,
+            network=asked.network,
+            calibration=asked.calibration,
+            catalogue=catalogue,
+        )
     from fathom.runtime.nvml import installed_cluster
 
     cluster = installed_cluster(catalogue)
     if cluster is None:
-        raise asked.words.error("no_gpu", wanted="--gpu 8xH20-96")
-    return cluster
+        raise asked.words.error("no_gpu", wanted="--gpu 8xH20-96, --gpu cpu")
+    return cluster, read_calibration(asked.calibration, cluster)
 
 
 def _costs(
@@ -161,5 +168,7 @@ def _costs(
         requests_per_s=best.steady.requests_per_s,
     )
     gpu = cluster.gpu
+    if money.kwh is not None and not gpu.tdp_w:
+        raise asked.words.error("no_tdp", found=gpu.name)
     price = prices.gpu(gpu.id, money.currency)
     return costs(flow, num_gpus=cluster.num_gpus, tdp_w=gpu.tdp_w, gpu=price, asked=money)

@@ -55,6 +55,8 @@ def costs_told(answer: Answer, found: Costs) -> Iterator[str]:
         lines.append(words(f"text.{key}", share=f"{found.break_even:.0%}"))
     lines += [*_month(found, words), *_busiest(answer)]
     yield from (f"  - {line}" for line in lines)
+    if not gpu.tdp_w:
+        return
     energy = words(
         "text.energy",
         watts=f"{found.watts / 1000:.3g} kW",

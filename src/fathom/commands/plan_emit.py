@@ -23,7 +23,8 @@ def lacking(one: Candidate, cluster: Cluster) -> list[str]:
     if cluster.nodes > 1:
         found.append("--nodes")
     found += [name for name in ("dp", "ep", "pp") if getattr(one.layout, name) > 1]
-    if one.kv != BFLOAT16:
+    # The CPU kernels attend to either cache.
+    if one.kv != BFLOAT16 and not cluster.is_host:
         found.append(f"KV {one.kv.name}")
     if one.precision.dequantize:
         found.append("fp8 -> bf16")
@@ -60,9 +61,9 @@ def settings(answer: Answer, one: Candidate) -> dict[str, object]:
     is_here = Path(answer.asked.model).is_dir()
     found: dict[str, object] = {
         "model": str(Path(answer.asked.model).resolve()) if is_here else answer.model.name,
-        "device": "cuda",
+        "device": working.device,
         "dtype": working.compute.name,
-        "kv_cache_dtype": one.kv.name,
+        "kv_cache_dtype": "bfloat16" if one.kv == BFLOAT16 else "fp8",
         "tensor_parallel_size": one.layout.tp,
         "max_model_len": one.context,
         "max_num_seqs": working.max_sequences,
@@ -70,6 +71,8 @@ def settings(answer: Answer, one: Candidate) -> dict[str, object]:
         "block_size": working.page_size,
         "gpu_memory_utilization": answer.asked.demand.share,
     }
+    if answer.cluster.is_host:
+        found["threads"] = working.threads
     if working.quantization is not None:
         found["quantization"] = working.quantization
     return found

@@ -67,13 +67,14 @@ def _sums(answer: Answer) -> Iterator[str]:
             request=f"{money.api_million * tokens / 1e6:.3g}",
             share=f"{money.break_even:.0%}",
         )
-    yield words(
-        "explain.energy",
-        watts=f"{money.watts:g} W",
-        rate=rate,
-        tokens=tokens,
-        joules=f"{money.joules_token:.3g}",
-    )
+    if money.watts:
+        yield words(
+            "explain.energy",
+            watts=f"{money.watts:g} W",
+            rate=rate,
+            tokens=tokens,
+            joules=f"{money.joules_token:.3g}",
+        )
 
 
 def _first_token(best: Candidate) -> dict[str, str]:

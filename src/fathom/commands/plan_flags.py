@@ -111,7 +111,8 @@ def _parser() -> FlagParser:
     parser = FlagParser("plan", _DOC)
     add = parser.add_argument
     add("model", metavar="MODEL", help="A known model, or a directory with its config.json.")
-    add("--gpu", help="The machine: 8xH20-96, 16xH100-80; local for the GPUs of this one.")
+    add("--gpu", help="The machine: 8xH20-96, 16xH100-80; local for the GPUs of this one, "
+        "cpu for its CPUs, measured by bench calibrate.")  # fmt: skip
     add("--nodes", type=_whole("--nodes"), help="Nodes of as many GPUs as --gpu says.")
     add("--network", help="Link of each GPU between nodes, such as ib-ndr or roce-200.")
     add("--context", type=_whole("--context"), help="Longest sequence, such as 128k.")

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-from fathom.commands.hardware import read_calibration, read_catalogue
+from fathom.commands.hardware import read_catalogue, read_machines
 from fathom.config import EngineConfig, check_setting, setting
 from fathom.core.executor import Capacity
 from fathom.core.scheduler import SchedulerConfig
 from fathom.errors import ConfigError
 from fathom.perf.cost import cost_model
+from fathom.perf.decide import BATCH_TOKENS, MAX_SEQUENCES
 from fathom.perf.fit import Budget, Fit, Fitter
 from fathom.perf.memory import RESERVE_BYTES
 from fathom.perf.parts import Formats
@@ -19,7 +20,6 @@ from fathom.perf.precision import Precision, caches, precisions
 from fathom.perf.shape import StepTime
 from fathom.perf.simulation import Deployment, Routing
 from fathom.perf.working import WorkingSet
-from fathom.spec.catalogue import parse_cluster
 from fathom.spec.dense import DenseSpec
 from fathom.spec.families import Model, check_layout
 from fathom.spec.formats import Format
@@ -36,7 +36,7 @@ ENGINE_FIELDS = (
 )
 """Settings of the engine that a simulation follows."""
 _ROUTINGS: tuple[Routing, ...] = ("least_loaded", "round_robin")
-_SHARE, _MAX_SEQUENCES, _BATCH_TOKENS, _DEPTH = 0.92, 256, 8192, 2
+_SHARE, _DEPTH = 0.92, 2
 _HELD = ("int8", "int4", "fp8")
 _ACCEPTANCE = 0.85
 _DRAFTS = "--num-speculative-tokens (num_speculative_tokens)"
@@ -46,7 +46,12 @@ _DRAFTS = "--num-speculative-tokens (num_speculative_tokens)"
 class HardwareConfig:
     """The machines, and how a model is divided over them."""
 
-    gpu: str | None = setting(None, "GPUs, such as 8xH20-96; all of them are used.", "--gpu")
+    gpu: str | None = setting(
+        None,
+        "GPUs, such as 8xH20-96; all of them are used. cpu: the CPUs of this machine, once 'bench "
+        "calibrate' has measured them.",
+        "--gpu",
+    )
     nodes: int | None = setting(None, "Servers that each have the GPUs of --gpu.", "--nodes")
     network: str | None = setting(
         None, "Link of a GPU to those of other servers, such as ib-ndr.", "--network"
@@ -120,19 +125,27 @@ def target_of(model: str, asked: HardwareConfig, engine: EngineConfig, *, tp: in
     Raises: ConfigError and CapacityError, also for a model that does not fit.
     """
     known = describe_model(model)
-    catalogue = read_catalogue(asked.hardware)
     assert asked.gpu is not None
-    cluster = parse_cluster(asked.gpu, asked.nodes, network=asked.network, catalogue=catalogue)
+    cluster, calibration = read_machines(
+        asked.gpu,
+        nodes=asked.nodes,
+        network=asked.network,
+        calibration=asked.calibration,
+        catalogue=read_catalogue(asked.hardware),
+    )
     layout = _layout(known.spec, cluster, asked, tp)
     held = _weights(known.spec, cluster, engine.quantization)
     formats = Formats(weights=held.format, kv=_kv_format(known.spec, engine.kv_cache_dtype))
     drafts, drafting = _drafting(known.spec, engine.num_speculative_tokens or 0)
+    device = "cpu" if cluster.is_host else "cuda"
     working = WorkingSet(
-        device="cuda",
+        device=device,
+        ops_backend="cpu" if cluster.is_host else "reference",
+        threads=max(1, cluster.host_threads),
         spec=known.spec,
         layout=layout,
-        max_batch_tokens=engine.max_num_batched_tokens or _BATCH_TOKENS,
-        max_sequences=engine.max_num_seqs or _MAX_SEQUENCES,
+        max_batch_tokens=engine.max_num_batched_tokens or BATCH_TOKENS[device],
+        max_sequences=engine.max_num_seqs or MAX_SEQUENCES[device],
         num_drafts=drafts,
         quantization=held.quantization,
         dequantize=held.dequantize,
@@ -140,7 +153,6 @@ def target_of(model: str, asked: HardwareConfig, engine: EngineConfig, *, tp: in
     )
     fitter = Fitter(working, formats.kv, _budget(cluster, engine), None)
     fit = fitter.fit(engine.max_model_len, known.spec.max_position)
-    calibration = read_calibration(asked.calibration, cluster)
     cost = cost_model(drafting, layout, cluster, formats, calibration)
     deployment = _deployment(working, fit, asked, engine, calibration.first_token_s)
     about = (
@@ -249,8 +261,8 @@ def _budget(cluster: Cluster, engine: EngineConfig) -> Budget:
         free_bytes=memory,
         total_bytes=memory,
         kv_bytes=None,
-        reserve_bytes=RESERVE_BYTES["cuda"],
-        is_host=False,
+        reserve_bytes=RESERVE_BYTES["cpu" if cluster.is_host else "cuda"],
+        is_host=cluster.is_host,
         reason=f"{share:.0%} of {format_bytes(memory)} (gpu_memory_utilization)",
         source="asked" if engine.gpu_memory_utilization else "default",
     )

@@ -65,7 +65,7 @@ class Option:
 
 def name_of(cluster: Cluster) -> str:
     """As `--gpu` takes it."""
-    return f"{cluster.num_gpus}x{cluster.gpu.id}"
+    return "cpu" if cluster.is_host else f"{cluster.num_gpus}x{cluster.gpu.id}"
 
 
 def changes(
@@ -104,9 +104,10 @@ def changes(
     larger = [one for one in bigger if one.memory_bytes > cluster.gpu.memory_bytes]
     same_market = [one for one in larger if one.market == cluster.gpu.market] or larger
     count = cluster.num_gpus
-    more = smallest(model, cluster.gpu.id, demand, catalogue, calibration, more_than=count)
-    if more is not None:
-        yield reason("change_more", machine=name_of(more.cluster))
+    if not cluster.is_host:
+        more = smallest(model, cluster.gpu.id, demand, catalogue, calibration, more_than=count)
+        if more is not None:
+            yield reason("change_more", machine=name_of(more.cluster))
     for gpu in sorted(same_market, key=lambda one: one.memory_bytes):
         machine = parse_cluster(f"{count}x{gpu.id}", catalogue=catalogue)
         if _does(model, machine, demand, calibration) is not None:

@@ -29,9 +29,10 @@ from fathom.units import format_count
 DEVICE_SHARE = 0.92
 # Positions of a step; fewer leave more room for KV and slow prompts down.
 CHUNKS = (8192, 4096, 2048, 1024)
+_HOST_CHUNKS = (512,)
 _USUAL_USERS = 64
-# Of a step and replica; more wait.
-_MOST_SEQUENCES = 1024
+# Of a step and replica, by the device; more wait.
+_MOST_SEQUENCES = {"cuda": 1024, "cpu": 64}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +129,7 @@ class Candidate:
 
     def users_at(self, num_tokens: int) -> int:
         """Sequences of that length that the pools hold at a time."""
-        each = min(self.kv_tokens_each // num_tokens, _MOST_SEQUENCES)
+        each = min(self.kv_tokens_each // num_tokens, _MOST_SEQUENCES[self.working.device])
         return self.layout.dp * each if self.fits else 0
 
     @property
@@ -182,10 +183,13 @@ def candidate(
     users = demand.users or _USUAL_USERS
     each = -(-users // layout.dp)
     needed = max(asked, each * demand.request_len if demand.users else 0)
-    sequences = min(each, _MOST_SEQUENCES)
-    for chunk in CHUNKS:
+    device = "cpu" if cluster.is_host else "cuda"
+    sequences = min(each, _MOST_SEQUENCES[device])
+    for chunk in _HOST_CHUNKS if cluster.is_host else CHUNKS:
         working = WorkingSet(
-            device="cuda",
+            device=device,
+            ops_backend="cpu" if cluster.is_host else "reference",
+            threads=max(1, cluster.host_threads),
             spec=model,
             layout=layout,
             dequantize=precision.dequantize,

@@ -19,8 +19,8 @@ from fathom.spec.plan import Decision
 
 T = TypeVar("T")
 
-_MAX_SEQUENCES = {"cuda": 256, "cpu": 64}
-_BATCH_TOKENS = {"cuda": 8192, "cpu": 512}
+MAX_SEQUENCES = {"cuda": 256, "cpu": 64}
+BATCH_TOKENS = {"cuda": 8192, "cpu": 512}
 # vLLM's names of ways in which a checkpoint may be quantised already.
 _STORED_METHODS = {
     "awq": "awq",
@@ -213,7 +213,7 @@ def choose_batch(notes: Notes, device: str, num_drafts: int) -> tuple[int, int]:
     """
     config, each = notes.config, 1 + num_drafts
     tokens = config.max_num_batched_tokens
-    sequences, default = config.max_num_seqs, _MAX_SEQUENCES[device]
+    sequences, default = config.max_num_seqs, MAX_SEQUENCES[device]
     if tokens is not None and tokens < each * (sequences or 1):
         raise ConfigError(
             "--max-num-batched-tokens (max_num_batched_tokens)",
@@ -224,7 +224,7 @@ def choose_batch(notes: Notes, device: str, num_drafts: int) -> tuple[int, int]:
     if sequences is None and tokens is not None:
         default = min(default, tokens // each)
     sequences = notes.asked("max_sequences", sequences, default, f"usual on {device}")
-    usual = max(_BATCH_TOKENS[device], each * sequences)
+    usual = max(BATCH_TOKENS[device], each * sequences)
     return sequences, notes.asked("max_batch_tokens", tokens, usual, f"usual on {device}")
 
 

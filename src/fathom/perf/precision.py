@@ -1,4 +1,4 @@
-"""The formats in which a plan may hold weights and cache, and which of them a GPU computes in."""
+"""The formats in which a plan may hold weights and cache, and those that a device computes in."""
 
 from __future__ import annotations
 
@@ -57,6 +57,12 @@ def precisions(model: Model, cluster: Cluster, asked: str | None) -> tuple[Preci
             f"weights in {asked}",
             found=f"{cluster.gpu.name} has no {asked.upper()} arithmetic",
             wanted=", ".join(name for name in WEIGHTS if name not in lacking),
+        )
+    if cluster.is_host and asked == "bf16" != stored:
+        raise ConfigError(
+            "weights in bf16",
+            found=f"weights stored in {stored}, which the CPU kernels read as they are",
+            wanted=", ".join(name for name in names if name != "bf16"),
         )
     found = []
     for name in names:

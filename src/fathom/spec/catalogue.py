@@ -103,7 +103,7 @@ def find_gpu(
             "--gpu",
             found=f"{name[:80]!r}, the CPU {cpu.name}",
             wanted="a GPU: how fast a CPU's kernels are is known only where they were measured",
-            fix="on such a host, fathom serve says what fits and fathom bench calibrate measures",
+            fix="fathom bench calibrate on that host, and --gpu cpu there",
         )
     return found[0] if found else _unknown("gpu", name, rows)
 

@@ -128,12 +128,21 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Equal nodes of equal GPUs. `network_bytes_s`: between nodes, per GPU and direction."""
+    """Equal nodes of equal GPUs. `network_bytes_s`: between nodes, per GPU and direction.
+
+    `host_threads`: where the one device is the CPUs of a host, the threads of their kernels.
+    """
 
     gpu: Gpu
     gpus_per_node: int
     nodes: int
     network_bytes_s: float
+    host_threads: int = 0
+
+    @property
+    def is_host(self) -> bool:
+        """Whether its device is the CPUs of a host."""
+        return self.host_threads > 0
 
     @property
     def num_gpus(self) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from math import hypot
 from pathlib import Path
@@ -52,8 +52,9 @@ class Law:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """What was measured. `machine`: the GPU id, or the name of the CPU; `is_here`: on the machine
-    at hand, whose memory reads `bytes_s`, with weights in the format `weights`. `laws` by kernel,
-    such as `gemm/fp8_block`. `peaks`: of the machine, by format and `vector`, as `Rates` has them.
+    at hand, whose memory reads `bytes_s`, with weights in the format `weights`; `threads` of its
+    CPUs, beside `memory_bytes`, where these were the device. `laws` by kernel, such as
+    `gemm/fp8_block`. `peaks`: of the machine, by format and `vector`, as `Rates` has them.
 
     `layer_s`: small kernels of a layer that have no law; `step_s`: a step's begin and end;
     `host_step_s` and `host_sequence_s`: the host's work, hidden behind the device where it is less;
@@ -78,6 +79,8 @@ class Calibration:
     is_here: bool = False
     bytes_s: float = 0.0
     weights: str = ""
+    threads: int = 0
+    memory_bytes: int = 0
     licence: str = ""
     spread: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -132,6 +135,25 @@ def built_in() -> Calibration:
     """The one that comes with fathom: kernels and serving of SGLang on H200."""
     text = resources.files(__name__).joinpath(_BUILT_IN).read_text(encoding="utf-8")
     return parse_calibration(text, _BUILT_IN)
+
+
+def joined(measured: Sequence[Calibration]) -> Calibration:
+    """Calibrations of one machine as one: the newest, with what others say of other weights, as
+    shares of the best rates of all."""
+    bytes_s = max(one.bytes_s for one in measured)
+    peaks = {name: max(one.peaks[name] for one in measured) for name in measured[0].peaks}
+    laws: dict[str, Law] = {}
+    for one in sorted(measured, key=lambda one: one.date):
+        own = {f"gemm/{one.weights}", f"experts/{one.weights}"}
+        shares = one.bytes_s / bytes_s, one.peaks["bfloat16"] / peaks["bfloat16"]
+        for name, law in one.laws.items():
+            # What was fitted for other weights stands in for them no longer.
+            if name in own or name not in laws or not name.startswith(("gemm/", "experts/")):
+                laws[name] = replace(
+                    law, bandwidth=law.bandwidth * shares[0], compute=law.compute * shares[1]
+                )
+    newest = max(measured, key=lambda one: one.date)
+    return replace(newest, laws=laws, peaks=peaks, bytes_s=bytes_s)
 
 
 def keep(calibration: Calibration, directory: Path) -> Path:
