@@ -137,3 +137,39 @@ def test_real_clients_give_back_what_was_said_of_calls(
         back = {"model": MODEL, "messages": turns, "stream": False}
         assert httpx.post(f"{url}/api/chat", json=back).status_code == 200
     assert prompts[0] == prompts[1]
+
+
+def test_anthropics_client_reads_any_arguments(servers: tuple[LiveServer, LiveServer]) -> None:
+    """It raises where pieces are not JSON, so they come whole and known to be, unless asked for."""
+    servers[0].engine.answer = call(ARGUMENTS["invalid"]) + call(ARGUMENTS[""])
+    asked = DIALECTS["anthropic"][1]
+    for server in servers:
+        with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+            with client.messages.stream(**asked) as stream:
+                streamed = stream.get_final_message()
+            whole = client.messages.create(**asked)
+        inputs = [[one.to_dict()["input"] for one in got.content] for got in (streamed, whole)]
+        assert inputs[0] == inputs[1] == [{"INVALID_JSON": ARGUMENTS["invalid"]}, {"a": 1}]
+
+
+@pytest.mark.parametrize("way", ["tool", "header"])
+def test_arguments_stream_as_written_where_asked(
+    servers: tuple[LiveServer, LiveServer], way: str
+) -> None:
+    servers[0].engine.answer = call(ARGUMENTS["invalid"])
+    path, body = DIALECTS["anthropic"]
+    tool = {**body["tools"][0], "eager_input_streaming": way == "tool"}
+    beta = "fine-grained-tool-streaming-2025-05-14" if way == "header" else "another"
+    answer = httpx.post(
+        servers[0].url + path,
+        json={**body, "tools": [tool], "stream": True},
+        headers={"anthropic-beta": f"one,{beta}"},
+        timeout=WAIT_S,
+    )
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines()]
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    pieces = [
+        one["delta"]["partial_json"] for one in events if one["type"] == "content_block_delta"
+    ]
+    assert len(pieces) > 1
+    assert "".join(pieces) == ARGUMENTS["invalid"]

@@ -34,6 +34,12 @@ class Call:
             parsed = None
         return parsed if isinstance(parsed, dict) else {"INVALID_JSON": self.arguments}
 
+    def as_text(self) -> str:
+        """JSON text of that object: the model's own where it is one."""
+        told = self.as_object()
+        is_own = self.arguments and "INVALID_JSON" not in told
+        return self.arguments if is_own else json.encode(told).decode()
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from fathom.server.answer import Tally, flaw_of, stray
+from fathom.server.answer import Call, Tally, flaw_of, stray
 from fathom.server.anthropic.schema import CountRequest, MessagesRequest
 from fathom.server.anthropic.translate import (
     form_of,
@@ -25,6 +26,7 @@ from fathom.server.state import ServerState
 from fathom.text.delta import Delta, ToolCallDelta
 
 _NAMES = {"stop": "stop_sequences"}
+_EAGER_BETA = "fine-grained-tool-streaming-2025-05-14"
 
 
 async def messages(state: ServerState, exchange: Exchange) -> None:
@@ -37,7 +39,8 @@ async def messages(state: ServerState, exchange: Exchange) -> None:
             state.observer.metrics.counters["volatile_prompt_headers"] += 1
         return job
 
-    await answer(state, exchange, prepare, _Reply)
+    is_eager = _EAGER_BETA in exchange.header(b"anthropic-beta")
+    await answer(state, exchange, prepare, partial(_Reply, is_eager=is_eager))
 
 
 async def count_tokens(state: ServerState, exchange: Exchange) -> None:
@@ -68,11 +71,17 @@ def _chat(ask: Ask, request: CountRequest) -> Chat:
 
 
 class _Reply(Reply[Job[MessagesRequest]]):
-    """A message, in a stream in pieces: blocks in a row, each opened, filled and closed."""
+    """A message, in a stream in pieces: blocks in a row, each opened, filled and closed.
 
-    def __init__(self, job: Job[MessagesRequest]) -> None:
+    Arguments of a call come in one piece, when it is known that they are JSON: clients of this API
+    take nothing else. A tool, or a header, may ask for them as they are written.
+    """
+
+    def __init__(self, job: Job[MessagesRequest], *, is_eager: bool) -> None:
         super().__init__(job)
-        asked = job.request.thinking
+        tools, asked = job.request.tools or (), job.request.thinking
+        self._eager = {one.name for one in tools if is_eager or one.eager_input_streaming}
+        self._held: Call | None = None
         self._shows_thinking = asked is None or asked.display != "omitted"
         self._index = -1
         self._open: tuple[str, int] | None = None
@@ -147,7 +156,11 @@ class _Reply(Reply[Job[MessagesRequest]]):
     def _call(self, call: ToolCallDelta) -> list[bytes]:
         block: dict[str, Any] = {"id": call.id, "name": call.name, "input": {}}
         told = self._enter("tool_use", call.index, block)
-        if call.arguments:
+        if call.name is not None and call.name not in self._eager:
+            self._held = Call(call.id or "", call.name)
+        if self._held is not None:
+            self._held.pieces.append(call.arguments)
+        elif call.arguments:
             told.append(self._piece("input_json_delta", partial_json=call.arguments))
         self._flaw = flaw_of(call) or self._flaw
         return told
@@ -164,8 +177,11 @@ class _Reply(Reply[Job[MessagesRequest]]):
     def _leave(self) -> list[bytes]:
         if self._open is None:
             return []
-        self._open, flaw, self._flaw = None, self._flaw, {}
-        return [event("content_block_stop", index=self._index, **flaw)]
+        told = []
+        if self._held is not None:
+            told = [self._piece("input_json_delta", partial_json=self._held.as_text())]
+        self._open, self._held, flaw, self._flaw = None, None, self._flaw, {}
+        return [*told, event("content_block_stop", index=self._index, **flaw)]
 
     def _piece(self, kind: str, **fields: Any) -> bytes:
         return event("content_block_delta", index=self._index, delta={"type": kind, **fields})

@@ -66,7 +66,8 @@ class ToolResultBlock(Struct, frozen=True):
 
 
 class Tool(Struct, frozen=True):
-    """A function that the model may call. Arguments always stream as the model writes them."""
+    """A function that the model may call. `eager_input_streaming`: a stream has its arguments as
+    the model writes them, JSON or not; else in one piece, when they are known to be."""
 
     name: str
     input_schema: dict[str, Any]
