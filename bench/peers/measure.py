@@ -25,6 +25,9 @@ _START_S = 900.0
 _CASE_S = 900.0
 # The first sample of a case may search for settings before it.
 _FIRST_CASE_S = 3600.0
+# A peer over HTTP that another of its format has led by so much in so many rounds is not the best
+# one: only that one's figures are compared with ours, and a round of it takes minutes.
+_SURE_LEAD, _SURE_ROUNDS = 1.15, 2
 # For what is mapped from files, code and llama.cpp's weights: it counts as available, and is the
 # first that a system short of memory drops.
 _SPARE_BYTES = 7 << 30
@@ -55,6 +58,21 @@ class Results:
         return any(
             "error" in one and one["peer"] == peer and one["case"] == case for one in self.samples
         )
+
+    def leader(self, peer: str, others: Sequence[str], case: str) -> str:
+        """Another peer that was ahead of this one by `_SURE_LEAD` in every round; "" if none."""
+        own, *rest = (self._by_round(name, case) for name in (peer, *others))
+        is_time = case in cases.SMALLER_IS_BETTER
+        for name, found in zip(others, rest, strict=True):
+            pairs = [(found[at], own[at]) for at in own if at in found]
+            leads = [mine / other if is_time else other / mine for other, mine in pairs]
+            if len(leads) >= _SURE_ROUNDS and min(leads) >= _SURE_LEAD:
+                return name
+        return ""
+
+    def _by_round(self, peer: str, case: str) -> dict[int, float]:
+        of_case = (one for one in self.samples if one["peer"] == peer and one["case"] == case)
+        return {one["round"]: one["value"] for one in of_case if "value" in one}
 
 
 @dataclass(slots=True)
@@ -179,8 +197,15 @@ def http_round(run: Run, peers: Sequence[Peer], number: int) -> None:
     """One sample of every HTTP case from every peer that has a server."""
     run.close()
     for peer in peers:
-        is_out = peer.server is None or "error" in run.results.peers[peer.name]
+        facts = run.results.peers[peer.name]
+        is_out = peer.server is None or "error" in facts
         if is_out or run.results.failed(peer.name, cases.START):
+            continue
+        others = [one.name for one in peers if one.engine != "fathom" and one is not peer]
+        loads = (cases.MIXED, cases.PREFIX)
+        leaders = [run.results.leader(peer.name, others, case) for case in loads]
+        if peer.engine != "fathom" and all(leaders):
+            facts["led_by"] = sorted(set(leaders))
             continue
         run.limits()
         run.wait_until_quiet()
