@@ -25,12 +25,22 @@ _START_S = 900.0
 _CASE_S = 900.0
 # The first sample of a case may search for settings before it.
 _FIRST_CASE_S = 3600.0
-# A peer over HTTP that another of its format has led by so much in so many rounds is not the best
-# one: only that one's figures are compared with ours, and a round of it takes minutes.
-_SURE_LEAD, _SURE_ROUNDS = 1.15, 2
 # For what is mapped from files, code and llama.cpp's weights: it counts as available, and is the
 # first that a system short of memory drops.
 _SPARE_BYTES = 7 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """How many times better, in how many rounds."""
+
+    factor: float
+    rounds: int
+
+
+# Over HTTP a round of a slow peer takes many minutes, and settles nothing where another peer, whose
+# figures are compared with ours, is the better one, or where the comparison cannot turn.
+_SURE, _FAR = Lead(1.05, 2), Lead(2.5, 1)
 
 
 @dataclass(slots=True)
@@ -59,14 +69,14 @@ class Results:
             "error" in one and one["peer"] == peer and one["case"] == case for one in self.samples
         )
 
-    def leader(self, peer: str, others: Sequence[str], case: str) -> str:
-        """Another peer that was ahead of this one by `_SURE_LEAD` in every round; "" if none."""
+    def leader(self, peer: str, others: Sequence[str], case: str, lead: Lead) -> str:
+        """One of the others that was so far ahead of this peer in every round; "" if none was."""
         own, *rest = (self._by_round(name, case) for name in (peer, *others))
         is_time = case in cases.SMALLER_IS_BETTER
         for name, found in zip(others, rest, strict=True):
             pairs = [(found[at], own[at]) for at in own if at in found]
             leads = [mine / other if is_time else other / mine for other, mine in pairs]
-            if len(leads) >= _SURE_ROUNDS and min(leads) >= _SURE_LEAD:
+            if len(leads) >= lead.rounds and min(leads) >= lead.factor:
                 return name
         return ""
 
@@ -193,6 +203,20 @@ def offline_round(run: Run, peers: Sequence[Peer], number: int) -> None:
                 record({"value": told.pop("rate"), **told, **seen})
 
 
+def _leaders(results: Results, peer: Peer, peers: Sequence[Peer]) -> list[str]:
+    """Who leads a peer so clearly in both loads that no more of its rounds are needed."""
+    if peer.engine == "fathom":
+        return []
+    every = [one.name for one in peers if one is not peer]
+    rivals = [one.name for one in peers if one is not peer and one.engine != "fathom"]
+    found = [
+        results.leader(peer.name, rivals, case, _SURE)
+        or results.leader(peer.name, every, case, _FAR)
+        for case in (cases.MIXED, cases.PREFIX)
+    ]
+    return sorted(set(found)) if all(found) else []
+
+
 def http_round(run: Run, peers: Sequence[Peer], number: int) -> None:
     """One sample of every HTTP case from every peer that has a server."""
     run.close()
@@ -201,11 +225,8 @@ def http_round(run: Run, peers: Sequence[Peer], number: int) -> None:
         is_out = peer.server is None or "error" in facts
         if is_out or run.results.failed(peer.name, cases.START):
             continue
-        others = [one.name for one in peers if one.engine != "fathom" and one is not peer]
-        loads = (cases.MIXED, cases.PREFIX)
-        leaders = [run.results.leader(peer.name, others, case) for case in loads]
-        if peer.engine != "fathom" and all(leaders):
-            facts["led_by"] = sorted(set(leaders))
+        if leaders := _leaders(run.results, peer, peers):
+            facts["led_by"] = leaders
             continue
         run.limits()
         run.wait_until_quiet()

@@ -231,7 +231,7 @@ def _notes(report: Mapping[str, Any]) -> str:
             notes.append(f"- {name} was not measured: {facts['error']}")
         if leaders := facts.get("led_by"):
             rounds, ahead = len(values(report, name, cases.MIXED)), " and ".join(leaders)
-            notes.append(f"- {name} over HTTP: {rounds} rounds, in which {ahead} led clearly.")
+            notes.append(f"- {name} over HTTP: {rounds} round(s), in which {ahead} led clearly.")
         if backend := facts.get("settings", {}).get("ops_backend"):
             notes.append(f"- {name} computed with ops backend {backend}.")
     told = set()

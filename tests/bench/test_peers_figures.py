@@ -12,7 +12,7 @@ from bench.peers.cases import MIXED, OFFLINE, PREFIX, decode_rate, mixed_request
 from bench.peers.checkpoint import Shape, config_of
 from bench.peers.client import percentile
 from bench.peers.compare import compare, position_distance
-from bench.peers.measure import Results
+from bench.peers.measure import Lead, Results
 from bench.peers.report import BEGIN, END, ratio, render, update_document
 from bench.peers.roofline import BYTES_A_WEIGHT, ceiling, work_of
 from fathom.spec.deepseek import parse_config
@@ -145,14 +145,14 @@ def test_ratio_is_to_the_better_mode_of_the_best_peer(report: dict[str, Any]) ->
 def test_a_leader_led_in_every_round() -> None:
     results = Results()
     for number, (mixed, prefix) in enumerate(((50.0, 10.0), (60.0, 12.0))):
-        assert not results.leader("slow", ["fast"], MIXED)
+        assert not results.leader("slow", ["fast"], MIXED, Lead(1.15, 2))
         for name, factor in (("slow", 1.0), ("fast", 1.2), ("alike", 1.1)):
             for case, value in ((MIXED, mixed * factor), (PREFIX, prefix / factor)):
                 results.record(name, number, case, {"value": value})
     for case in (MIXED, PREFIX):
-        assert results.leader("slow", ["alike", "fast"], case) == "fast"
-        assert not results.leader("alike", ["slow", "fast"], case)
-        assert not results.leader("fast", ["slow", "alike"], case)
+        assert results.leader("slow", ["alike", "fast"], case, Lead(1.15, 2)) == "fast"
+        assert not results.leader("alike", ["slow", "fast"], case, Lead(1.15, 2))
+        assert not results.leader("fast", ["slow", "alike"], case, Lead(1.15, 2))
 
 
 def test_table_names_every_failure_and_difference(report: dict[str, Any]) -> None:
