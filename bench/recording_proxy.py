@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 WAIT_S = 240.0
@@ -33,6 +34,7 @@ _FORCED: dict[str, dict[str, Any]] = {
         "thinking_token_budget": _THINKING_TOKENS,
     },
 }
+_TOLD_HEADERS = ("anthropic-beta", "anthropic-version", "user-agent")
 _LAST = {"message_stop", "[DONE]", "response.completed", "response.incomplete"}
 _RESULTS = ('"type":"tool_result"', '"role":"tool"', '"type":"function_call_output"')
 
@@ -163,6 +165,21 @@ class Proxy:
             handler.wfile.write(piece)
             handler.wfile.flush()
         fathom.close()
+
+    def told(self) -> dict[str, Any]:
+        """What all requests had in common, and what came of each."""
+        headers = {pair for one in self.seen for pair in one.headers.items()}
+        return {
+            "headers": sorted(": ".join(one) for one in headers if one[0] in _TOLD_HEADERS),
+            "fields": sorted(set().union(*(one.fields() for one in self.seen))),
+            "requests": [one.told() for one in self.seen],
+        }
+
+    def keep(self, stem: Path) -> None:
+        """Write bodies and answers beside each other, by their numbers."""
+        for number, one in enumerate(self.seen):
+            Path(f"{stem}_{number}.json").write_bytes(one.body)
+            Path(f"{stem}_{number}.txt").write_bytes(one.answer)
 
     @contextmanager
     def listening(self) -> Iterator[str]:
