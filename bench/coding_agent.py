@@ -117,9 +117,10 @@ AGENTS = {
 
 @contextmanager
 def _serving(directory: Path, name: str) -> Iterator[int]:
-    """The port of a fathom that serves the stretched model."""
+    """The port of a fathom that serves the stretched model. Its loops may go on to `max_tokens`:
+    vLLM's finish_reason "repetition", which would end them, pi takes for an error."""
     command = [sys.executable, "-m", "fathom.cli", "serve", str(directory), "--port", "0"]
-    command += ["--api-key", KEY, "--served-model-name", name]
+    command += ["--api-key", KEY, "--served-model-name", name, "--loop-guard-tokens", "0"]
     server = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
     )

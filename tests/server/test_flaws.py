@@ -105,7 +105,7 @@ def test_text_behind_a_call_that_was_left_open(
     for server in servers:
         for answer in answers(server.url, dialect):
             assert said(answer, "name") == {"add"}, answer
-            assert said(answer, "arguments_flaw") == {"repaired"}, answer
+            assert said(answer, "arguments_flaw") == {"invalid"}, answer
 
 
 def test_real_clients_give_back_what_was_said_of_calls(
