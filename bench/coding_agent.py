@@ -156,16 +156,12 @@ def _asked(command: list[str], home: Path) -> dict[str, Any]:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(agent.pid, signal.SIGKILL)
-    events = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
-    errors = [one for one in events if one["type"] == "error" or _has_failed(one)]
+    lines = [line for line in told.splitlines() if line.startswith("{")]
+    signs = ('{"type":"error"', '"stopReason":"error"')
+    errors = [line[-600:] for line in lines if any(sign in line for sign in signs)]
     errors += [line for line in log.splitlines() if "error" in line.lower()]
-    counts = Counter(str(one["type"]) for one in events)
-    return {"exit_status": agent.returncode, "events": counts, "errors": errors}
-
-
-def _has_failed(event: dict[str, Any]) -> bool:
-    message = event.get("message")
-    return isinstance(message, dict) and message.get("stopReason") == "error"
+    events = Counter(str(json.loads(line)["type"]) for line in lines)
+    return {"exit_status": agent.returncode, "events": events, "errors": errors}
 
 
 def _wrong(
@@ -173,7 +169,11 @@ def _wrong(
 ) -> Iterator[str]:
     """What was not as it has to be."""
     yield from (str(run) for run in runs if run["exit_status"] or run["errors"])
-    yield from (str(one) for one in requests if one["status"] != 200 or not one["is_whole"])
+    for one in requests:
+        # opencode has a title made beside the answer, and does not wait for it when that is there.
+        is_read = one["is_whole"] or (one["is_left"] and not one["has_tools"])
+        if one["status"] != 200 or not is_read:
+            yield str(one)
     if not any(one["has_tool_result"] for one in requests):
         yield "no result of a tool was sent"
     if len(requests) > 1 and not any(one["cached_tokens"] for one in requests[1:]):

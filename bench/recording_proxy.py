@@ -41,7 +41,7 @@ _RESULTS = ('"type":"tool_result"', '"role":"tool"', '"type":"function_call_outp
 
 @dataclass(slots=True)
 class Seen:
-    """A request that went through the proxy, and its answer."""
+    """A request that went through, and its answer, `is_left` by the client before its end."""
 
     path: str
     headers: dict[str, str]
@@ -49,6 +49,7 @@ class Seen:
     is_forced: bool = False
     status: int = 0
     answer: bytes = b""
+    is_left: bool = False
 
     def told(self) -> dict[str, Any]:
         """What came of it."""
@@ -58,11 +59,13 @@ class Seen:
         return {
             "path": self.path,
             "status": self.status,
+            "has_tools": "tools" in body,
             "is_forced": self.is_forced,
             "content": _contents(body),
             "has_tool_result": is_result,
             "events": dict(events),
             "is_whole": bool(_LAST & events.keys()),
+            "is_left": self.is_left,
             "usage": usage,
             "cached_tokens": _cached(usage),
             "warnings": warnings,
@@ -160,11 +163,14 @@ class Proxy:
                 handler.send_header(name, value)
         handler.send_header("Connection", "close")
         handler.end_headers()
-        while piece := got.read1(65_536):
-            one.answer += piece
-            handler.wfile.write(piece)
-            handler.wfile.flush()
-        fathom.close()
+        try:
+            while piece := got.read1(65_536):
+                one.answer += piece
+                handler.wfile.write(piece)
+        except ConnectionError:
+            one.is_left = True
+        finally:
+            fathom.close()
 
     def told(self) -> dict[str, Any]:
         """What all requests had in common, and what came of each."""
