@@ -182,6 +182,31 @@ def test_the_context_may_end_first(client: anthropic.Anthropic, server: LiveServ
     assert message.stop_reason == "model_context_window_exceeded"
 
 
+def test_thinking_is_signed(client: anthropic.Anthropic, server: LiveServer) -> None:
+    """A coding agent took thinking without a signature for text, and sent it back as what the
+    assistant had said. The API signs every block of it, in a stream right before the block's end.
+    """
+    server.engine.answer = "First I think.</think>Yes."
+    thinking: Any = {"type": "adaptive", "display": "summarized"}
+    asked: Any = {"model": MODEL, "max_tokens": 50, "messages": ASK, "thinking": thinking}
+    with client.messages.stream(**asked) as stream:
+        events = [event for event in stream if event.type.startswith("content_block")]
+        streamed = stream.get_final_message()
+    ends = [event.type for event in events].index("content_block_stop")
+    assert events[ends - 1].delta.type == "signature_delta"  # type: ignore[union-attr]
+    whole = client.messages.create(**asked)
+    for message in (whole, streamed):
+        assert message.content[0].signature  # type: ignore[union-attr]
+        warned = message.warnings  # type: ignore[attr-defined]
+        assert [text.split(":")[0] for text in warned] == ["thinking.display"]
+    prompts = []
+    for blocks in (streamed.content, streamed.content[1:]):
+        turns: list[Any] = [*ASK, {"role": "assistant", "content": blocks}, *ASK]
+        client.messages.create(model=MODEL, max_tokens=5, messages=turns)
+        prompts.append(server.prompt())
+    assert prompts[0] == prompts[1]
+
+
 def test_hidden_thinking(client: anthropic.Anthropic, server: LiveServer) -> None:
     server.engine.answer = "Hm.</think>Yes."
     thinking: Any = {"type": "adaptive", "display": "omitted"}
@@ -263,6 +288,18 @@ def test_what_is_not_honoured_is_named(
     assert body["type"] == "error"
     assert body["error"]["type"] == "invalid_request_error"
     assert body["error"]["param"].startswith(named)
+
+
+def test_a_prompt_that_is_too_long(client: anthropic.Anthropic) -> None:
+    """Agents shorten a conversation when they read what Anthropic's API says, with both numbers."""
+    long: list[Any] = [{"role": "user", "content": "word " * CONTEXT}]
+    counted = client.messages.count_tokens(model=MODEL, messages=long)
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        client.messages.create(model=MODEL, max_tokens=5, messages=long)
+    numbers = f"{counted.input_tokens} tokens > {CONTEXT - 1} maximum"
+    body: Any = caught.value.body
+    assert body["error"]["message"].startswith(f"prompt is too long: {numbers}")
+    assert body["error"]["code"] == "context_length_exceeded"
 
 
 def test_errors_by_status(client: anthropic.Anthropic, server: LiveServer) -> None:

@@ -94,6 +94,20 @@ def test_stray_markup_is_told(
             assert said(answer, "has_stray_markup") == {True}, answer
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_text_behind_a_call_that_was_left_open(
+    servers: tuple[LiveServer, LiveServer], dialect: str
+) -> None:
+    """Such a call ends with the token that begins the text. Told behind it, its last piece came as
+    one more call, without a name, which a coding agent sent back and which was refused."""
+    unended = call('{"a": "b').removesuffix(f"{CALL_END}{CALLS_END}")
+    servers[0].engine.answer = f"{unended}{CALLS_BEGIN}So."
+    for server in servers:
+        for answer in answers(server.url, dialect):
+            assert said(answer, "name") == {"add"}, answer
+            assert said(answer, "arguments_flaw") == {"invalid"}, answer
+
+
 def test_real_clients_give_back_what_was_said_of_calls(
     servers: tuple[LiveServer, LiveServer],
 ) -> None:

@@ -142,11 +142,10 @@ def fit_context(
     room = max_model_len - num_prompt
     if room < 1:
         raise ContextLengthError(
-            "the prompt does not fit the context",
+            # In Anthropic's words, by which agents know that they have to shorten a conversation.
+            f"prompt is too long: {num_prompt} tokens > {max_model_len - 1} maximum",
             param=param,
-            found=f"{num_prompt} tokens",
-            wanted=f"at most {max_model_len - 1}, so that one can follow "
-            f"(the context is {max_model_len} tokens)",
+            wanted=f"room for one token to follow: the context is {max_model_len} tokens",
             fix="shorten the prompt, or start the server with a larger --max-model-len",
         )
     if params.min_tokens > room:

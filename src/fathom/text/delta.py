@@ -81,6 +81,13 @@ class Delta:
     error: str = ""
 
     @property
+    def calls_by_age(self) -> tuple[tuple[ToolCallDelta, ...], tuple[ToolCallDelta, ...]]:
+        """Pieces of the call that was open, which come before the text, and those after it."""
+        starts = (place for place, call in enumerate(self.tool_calls) if call.id is not None)
+        first = next(starts, len(self.tool_calls))
+        return self.tool_calls[:first], self.tool_calls[first:]
+
+    @property
     def is_empty(self) -> bool:
         """Whether a client would see nothing new."""
         told = self.text or self.reasoning or self.tool_calls

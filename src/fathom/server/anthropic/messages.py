@@ -17,7 +17,7 @@ from fathom.server.anthropic.translate import (
     tool_choice_of,
     tools_of,
 )
-from fathom.server.anthropic.wire import content, usage
+from fathom.server.anthropic.wire import SIGNATURE, content, usage
 from fathom.server.conversation import Chat
 from fathom.server.envelope import event
 from fathom.server.exchange import Exchange
@@ -132,7 +132,8 @@ class _Reply(Reply[Job[MessagesRequest]]):
 
     def of(self, number: int, delta: Delta) -> list[bytes]:
         """The events of a delta."""
-        told: list[bytes] = []
+        open_calls, new_calls = delta.calls_by_age
+        told = [part for call in open_calls for part in self._call(call)]
         if delta.reasoning:
             told += self._enter("thinking", 0, {"thinking": "", "signature": ""})
             if self._shows_thinking:
@@ -140,7 +141,7 @@ class _Reply(Reply[Job[MessagesRequest]]):
         if delta.text:
             told += self._enter("text", 0, {"text": ""})
             told.append(self._piece("text_delta", text=delta.text))
-        for call in delta.tool_calls:
+        for call in new_calls:
             told += self._call(call)
         if delta.finish_reason is not None:
             end = self._ended(delta.finish_reason, delta.stop_reason)
@@ -178,6 +179,8 @@ class _Reply(Reply[Job[MessagesRequest]]):
         if self._open is None:
             return []
         told = []
+        if self._open[0] == "thinking":
+            told = [self._piece("signature_delta", signature=SIGNATURE)]
         if self._held is not None:
             told = [self._piece("input_json_delta", partial_json=self._held.as_text())]
         self._open, self._held, flaw, self._flaw = None, None, self._flaw, {}

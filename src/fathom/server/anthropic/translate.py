@@ -145,6 +145,8 @@ def tell_of_unheeded(ask: Ask, request: CountRequest) -> None:
     edits of the context that would change the prompt."""
     if request.output_config and request.output_config.effort:
         ask.warnings.append("output_config.effort: the models have no degrees of effort")
+    if request.thinking and request.thinking.display == "summarized":
+        ask.warnings.append("thinking.display: reasoning is given as it is, not summarized")
     if request.context_management:
         edits = request.context_management.get("edits") or []
         kinds = {edit.get("type") if isinstance(edit, dict) else None for edit in edits}

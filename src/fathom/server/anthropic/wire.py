@@ -19,6 +19,10 @@ _ERROR_TYPES = {
     503: "overloaded_error",
 }
 
+# Says nothing, but has to be there: clients send earlier thinking back where it has a signature,
+# and else leave it out or, worse, send it back as text that the assistant is to have said.
+SIGNATURE = "fathom"
+
 
 class FailureBody(Struct, frozen=True, omit_defaults=True):
     """The inside of an error. `param` names the field at fault, if one is."""
@@ -73,7 +77,7 @@ def content(choice: Choice, *, shows_thinking: bool) -> list[dict[str, Any]]:
     blocks: list[dict[str, Any]] = []
     if choice.reasoning:
         text = choice.reasoning if shows_thinking else ""
-        blocks.append({"type": "thinking", "thinking": text, "signature": ""})
+        blocks.append({"type": "thinking", "thinking": text, "signature": SIGNATURE})
     if choice.text:
         blocks.append({"type": "text", "text": choice.text})
     for call in choice.tool_calls:

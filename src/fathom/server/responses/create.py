@@ -31,7 +31,7 @@ from fathom.server.responses.store import Kept, ResponseStore
 from fathom.server.responses.wire import OpenItem, usage
 from fathom.server.state import ServerState
 from fathom.server.thinking import one_meaning
-from fathom.text.delta import Delta
+from fathom.text.delta import Delta, ToolCallDelta
 
 _NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
 _SCORES = "message.output_text.logprobs"
@@ -179,7 +179,8 @@ class _Reply(Reply[_Job]):
 
     def of(self, number: int, delta: Delta) -> list[bytes]:
         """The events of a delta."""
-        told: list[bytes] = []
+        open_calls, new_calls = delta.calls_by_age
+        told = [part for call in open_calls for part in self._call(call)]
         if delta.text_logprobs:
             num_top = self._job.request.top_logprobs or 0
             self._scores += chat_logprobs(delta.text_logprobs, num_top)["content"]
@@ -190,15 +191,18 @@ class _Reply(Reply[_Job]):
             told += self._enter("message", 0)
             scores = self._new_scores()
             told.append(self._piece("response.output_text.delta", delta.text, logprobs=scores))
-        for call in delta.tool_calls:
-            told += self._enter("function_call", call.index, call.name or "", call.id or "")
-            if self._open is not None:
-                self._open.flaw = call.flaw or self._open.flaw
-            if call.arguments:
-                name = "response.function_call_arguments.delta"
-                told.append(self._piece(name, call.arguments))
+        for call in new_calls:
+            told += self._call(call)
         self._reason = delta.finish_reason or self._reason
         self._stray = stray(delta)
+        return told
+
+    def _call(self, call: ToolCallDelta) -> list[bytes]:
+        told = self._enter("function_call", call.index, call.name or "", call.id or "")
+        if self._open is not None:
+            self._open.flaw = call.flaw or self._open.flaw
+        if call.arguments:
+            told.append(self._piece("response.function_call_arguments.delta", call.arguments))
         return told
 
     def closing(self) -> bytes:
