@@ -109,6 +109,22 @@ def test_each_limit_has_its_name(form: Asked, max_more_bytes: int, code: str, wo
     assert error.param.startswith("structured_outputs.")
 
 
+def test_large_grammars_do_not_stay_until_the_next_one_is_too_large() -> None:
+    """Compiled grammars were kept by their number alone. A dozen large ones, each well within the
+    limit, filled the memory of the process, and the next was refused for taking too much; in the
+    engine's process, which has no limit, they could come to gigabytes."""
+
+    async def main() -> None:
+        checker = GrammarChecker(embedded_path, 320 << 20)
+        try:
+            for index in range(12):  # of about 35 MiB each
+                assert await checker.check(asked(regex="x" * (100_000 + index)))
+        finally:
+            await checker.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_crash_is_no_limit_and_not_the_requests_fault(how: signal.Signals) -> None:
     async def main() -> None:
