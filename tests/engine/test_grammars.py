@@ -125,6 +125,18 @@ def test_large_grammars_do_not_stay_until_the_next_one_is_too_large() -> None:
     asyncio.run(main())
 
 
+def test_letters_of_many_bytes_in_a_wrong_schema_crash_nothing() -> None:
+    """The grammar engine cuts what it quotes after 100 bytes, and panics where that is inside a
+    letter. Where a schema was compiled again to find the keyword at fault, the panic came through,
+    ended the process, and was told as an error of the server."""
+    for shift in range(4):
+        wrong = {"maximum": {"a": "x" * shift + "\U0001f600" * 60}}
+        error = refusal(asked(json=wrong))
+        assert (error.http_status, error.code) == (400, "unsupported_schema"), error
+        assert "#/maximum" in str(error)
+        assert "panic" not in str(error)
+
+
 @pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_crash_is_no_limit_and_not_the_requests_fault(how: signal.Signals) -> None:
     async def main() -> None:

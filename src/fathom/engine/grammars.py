@@ -89,6 +89,8 @@ class GrammarChecker:
     async def _ask(self, asked: Asked, body: bytes) -> str:
         field = asked.form.field if asked.form is not None else "tools"
         process = await self._started()
+        if self._words is not None:
+            os.ftruncate(self._words.fileno(), 0)  # of what was before: it would add up
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 answer = await _exchange(process, body)

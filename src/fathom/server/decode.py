@@ -103,7 +103,7 @@ class _Check:
         Raises: RequestError for fields that are refused or unknown, unless they are warned of.
         """
         known, values = _children(kind), self.refusals.values
-        place, inside = (f"{one}." if one else "" for one in (where, path))
+        place, inside = f"{where}." if where else "", f"{path}." if path else ""
         cleaned: dict[str, Any] = {}
         for name, value in raw.items():
             if name not in known:

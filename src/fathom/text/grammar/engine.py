@@ -154,13 +154,17 @@ class GrammarEngine:
         if isinstance(told, SchemaFault):
             return False
         text = json.dumps({"grammars": [{"name": "one", "json_schema": told}]})
-        message = llguidance.LLMatcher.validate_grammar(text, self._walker, limits=self._limits)
-        return not message or message.startswith("WARNING")
+        # Not `validate_grammar`, which lets the engine's panics through.
+        matcher = llguidance.LLMatcher(self._walker, text, log_level=0, limits=self._limits)
+        return not matcher.is_error()
 
 
 def _said(matcher: llguidance.LLMatcher) -> str:
     """The engine's message, less the places and lines of a grammar that its author never saw."""
-    lines = [line for line in matcher.get_error().splitlines() if not _LISTING.match(line)]
+    error = matcher.get_error()
+    if error.startswith("panic"):  # on its way to say what is wrong, most of the time
+        return "the grammar engine cannot say why"
+    lines = [line for line in error.splitlines() if not _LISTING.match(line)]
     return _PLACE.sub("", "\n".join(lines)).strip()[:500]
 
 
