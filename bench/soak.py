@@ -10,8 +10,9 @@ request in 100 is of a client that leaves: a good one, half sent or half answere
 generation and is no part of the count that is asked for. Every 500th is good, and answered.
 
 Memory is the resident size of each process, sampled 40 times. It grows until what is kept is full:
-tokenizers keep the last 10,000 words (7 MiB in each of the three processes), the engine compiled
-grammars (`text/grammar/engine.py`), its allocator what the largest step took.
+tokenizers keep 10,000 words (up to 7 MiB in each of the three processes), the engine compiled
+grammars (`text/grammar/engine.py`), `/v1/responses` its answers (up to 256 MiB, 1 kB a short one),
+allocators what the largest request and the largest step took.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from bench.soak_requests import LEAVING, MALFORMED, Requests
 
 ANSWER_WAIT_S = 30.0
 NUM_SAMPLES = 40
+NAMES = {"fathom.engine.processes": "engine", "fathom.engine.grammar_process": "grammars"}
 _END = (None, None)
 
 
@@ -131,14 +133,14 @@ def resident_mib(pid: int) -> float:
 
 
 def processes_of(pid: int) -> dict[str, float]:
-    """Resident memory of a server's processes, MiB: "api", and its children by their module."""
+    """Resident memory of a server's processes, MiB: "api", and its children by `NAMES`."""
     told = {"api": resident_mib(pid)}
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
             for child in path.read_text(encoding="ascii").split():
                 command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
                 module = command[command.index(b"-m") + 1].decode() if b"-m" in command else child
-                told[module.rpartition(".")[2]] = resident_mib(int(child))
+                told[NAMES.get(module, module)] = resident_mib(int(child))
     return told
 
 
