@@ -3,10 +3,16 @@ never answers 5xx, and good requests between them are answered.
 
     python -m bench.soak [--requests N] [--connections N] [--output FILE]
 
-Kinds are drawn with equal chance: damaged JSON, no JSON, wrong values and unknown names in every
-dialect, more than the limits, wrong schemas and grammars, HTTP that is none, clients that leave. A
-good request follows every 500th. Memory is the resident size of the API's process and, apart, of
-its children (the engine; the process that checks grammars), sampled 40 times.
+Malformed kinds are drawn with equal chance: damaged JSON, no JSON, wrong values and unknown names
+in every dialect, more than the limits, wrong schemas and grammars, HTTP that is none. Chance makes
+a few of them good (a schema that is true, a cut that cuts nothing): the answers say how many. One
+request in 100 is of a client that leaves: a good one, half sent or half answered, which starts a
+generation and is no part of the count that is asked for. Every 500th is good, and answered.
+
+Memory is the resident size of each process, sampled 40 times. It grows until what is kept is full:
+tokenizers keep 10,000 words (up to 7 MiB in each of the three processes), the engine compiled
+grammars (`text/grammar/engine.py`), `/v1/responses` its answers (up to 256 MiB, 1 kB a short one),
+allocators what the largest request and the largest step took.
 """
 
 from __future__ import annotations
@@ -19,26 +25,43 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+import uvloop
+
 from bench.ops_machine import commit
-from bench.soak_requests import KINDS, LEAVING, Requests
+from bench.soak_requests import LEAVING, MALFORMED, Requests
 
 ANSWER_WAIT_S = 30.0
+NUM_SAMPLES = 40
+NAMES = {"fathom.engine.processes": "engine", "fathom.engine.grammar_process": "grammars"}
 _END = (None, None)
 
 
 @dataclass(slots=True)
 class Told:
-    """What came back: kind -> status -> how often; `memory`: requests, API MiB, children MiB."""
+    """What came back: kind -> status -> how often; `memory`: how many were sent, and what each
+    process took then, MiB. `num_malformed` of `num_sent` are what was asked for."""
 
     statuses: dict[str, Counter[str]] = field(default_factory=dict)
-    memory: list[tuple[int, float, float]] = field(default_factory=list)
+    memory: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     num_sent: int = 0
+    num_malformed: int = 0
     worst: list[str] = field(default_factory=list)
+
+    def draw(self, pick: Random) -> Callable[[Requests], bytes]:
+        """What kind the next request is of."""
+        self.num_sent += 1
+        if self.num_sent % 500 == 0:
+            return Requests.good
+        if self.num_sent % 100 == 1:
+            return pick.choice(LEAVING)
+        self.num_malformed += 1
+        return pick.choice(MALFORMED)
 
     def add(self, kind: str, status: str, request: bytes) -> None:
         """Count an answer."""
@@ -64,13 +87,11 @@ async def answer_of(reader: asyncio.StreamReader) -> tuple[str, bool]:
 async def connection(
     address: tuple[str, int], requests: Requests, told: Told, num_requests: int
 ) -> None:
-    """Sends until `num_requests` are sent by all connections together."""
+    """Sends until all connections together have sent `num_requests` malformed ones."""
     reader: asyncio.StreamReader | None = None
     writer: asyncio.StreamWriter | None = None
-    while told.num_sent < num_requests:
-        told.num_sent += 1
-        is_good = told.num_sent % 500 == 0
-        kind = Requests.good if is_good else requests.pick.choice(KINDS)
+    while told.num_malformed < num_requests:
+        kind = told.draw(requests.pick)
         request = kind(requests)
         if reader is None or writer is None:
             reader, writer = await asyncio.open_connection(*address, limit=2**20)
@@ -111,27 +132,28 @@ def resident_mib(pid: int) -> float:
     return int(text.partition("VmRSS:")[2].split()[0] or 0) / 1024 if "VmRSS:" in text else 0.0
 
 
-def children_of(pid: int) -> list[int]:
-    """Processes below a process."""
-    found: list[int] = []
+def processes_of(pid: int) -> dict[str, float]:
+    """Resident memory of a server's processes, MiB: "api", and its children by `NAMES`."""
+    told = {"api": resident_mib(pid)}
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
             for child in path.read_text(encoding="ascii").split():
-                found += [int(child), *children_of(int(child))]
-    return found
+                command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+                module = command[command.index(b"-m") + 1].decode() if b"-m" in command else child
+                told[NAMES.get(module, module)] = resident_mib(int(child))
+    return told
 
 
 async def soak(url: str, pid: int, model: str, num_requests: int, num_connections: int) -> Told:
-    """Send `num_requests`; what came back."""
+    """Send `num_requests` malformed ones, and others between; what came back."""
     host, _, port = url.rpartition("/")[2].rpartition(":")
-    told, samples = Told(), 40
+    told = Told()
 
     async def watch() -> None:
-        for number in range(samples + 1):
-            while told.num_sent < number * num_requests // samples:
+        for number in range(1, NUM_SAMPLES + 1):
+            while told.num_malformed < number * num_requests // NUM_SAMPLES:
                 await asyncio.sleep(0.02)
-            children = sum(resident_mib(child) for child in children_of(pid))
-            told.memory.append((told.num_sent, resident_mib(pid), children))
+            told.memory.append((told.num_sent, processes_of(pid)))
 
     await asyncio.gather(
         watch(),
@@ -143,9 +165,9 @@ async def soak(url: str, pid: int, model: str, num_requests: int, num_connection
     return told
 
 
-def growth_mib(told: Told, column: int) -> float:
-    """By how much memory grew from the second quarter to the last one: their medians."""
-    values = [row[column] for row in told.memory]
+def growth_mib(told: Told, process: str) -> float:
+    """By how much a process grew from the second quarter to the last one: their medians."""
+    values = [row.get(process, 0.0) for _, row in told.memory]
     quarter = len(values) // 4
     before = sorted(values[quarter : 2 * quarter])[quarter // 2]
     return sorted(values[-quarter:])[quarter // 2] - before
@@ -164,7 +186,7 @@ def main() -> None:
         try:
             url = server.stdout.readline().split()[-1]
             began_s = time.monotonic()
-            told = asyncio.run(
+            told = uvloop.run(
                 soak(url, server.pid, "fathom-embedded", asked.requests, asked.connections)
             )
             took_s = time.monotonic() - began_s
@@ -174,10 +196,18 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(),
         "commit": commit(),
         "requests": told.num_sent,
+        "malformed": told.num_malformed,
         "seconds": round(took_s, 1),
-        "growth_mib": {"api": growth_mib(told, 1), "children": growth_mib(told, 2)},
-        "statuses": {kind: dict(sorted(c.items())) for kind, c in sorted(told.statuses.items())},
-        "memory": [f"{sent} requests: {api:.1f} and {rest:.1f}" for sent, api, rest in told.memory],
+        "growth_mib": {name: round(growth_mib(told, name), 1) for name in told.memory[-1][1]},
+        "kinds": {
+            kind: {"sent": counts.total(), "answered": dict(sorted(counts.items()))}
+            for kind, counts in sorted(told.statuses.items())
+        },
+        "memory": [
+            f"{sent} requests: "
+            + ", ".join(f"{name} {size_mib:.1f}" for name, size_mib in row.items())
+            for sent, row in told.memory
+        ],
         "worst": told.worst,
     }
     text = json.dumps(result, indent=1)

@@ -109,6 +109,34 @@ def test_each_limit_has_its_name(form: Asked, max_more_bytes: int, code: str, wo
     assert error.param.startswith("structured_outputs.")
 
 
+def test_large_grammars_do_not_stay_until_the_next_one_is_too_large() -> None:
+    """Compiled grammars were kept by their number alone. A dozen large ones, each well within the
+    limit, filled the memory of the process, and the next was refused for taking too much; in the
+    engine's process, which has no limit, they could come to gigabytes."""
+
+    async def main() -> None:
+        checker = GrammarChecker(embedded_path, 320 << 20)
+        try:
+            for index in range(12):  # of about 35 MiB each
+                assert await checker.check(asked(regex="x" * (100_000 + index)))
+        finally:
+            await checker.close()
+
+    asyncio.run(main())
+
+
+def test_letters_of_many_bytes_in_a_wrong_schema_crash_nothing() -> None:
+    """The grammar engine cuts what it quotes after 100 bytes, and panics where that is inside a
+    letter. Where a schema was compiled again to find the keyword at fault, the panic came through,
+    ended the process, and was told as an error of the server."""
+    for shift in range(4):
+        wrong = {"maximum": {"a": "x" * shift + "\U0001f600" * 60}}
+        error = refusal(asked(json=wrong))
+        assert (error.http_status, error.code) == (400, "unsupported_schema"), error
+        assert "#/maximum" in str(error)
+        assert "panic" not in str(error)
+
+
 @pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_crash_is_no_limit_and_not_the_requests_fault(how: signal.Signals) -> None:
     async def main() -> None:

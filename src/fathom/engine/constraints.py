@@ -59,12 +59,14 @@ class ConstraintMaker:
         less the cancelled sequences."""
         while self._waiting and self._waiting[0][1].done():
             message, future = self._waiting.popleft()
+            ids = {request.id for request in message.requests}
+            gone = self._cancelled & ids
+            self._cancelled -= ids
             error = future.exception()
             if error is not None:
                 told = error if isinstance(error, FathomError) else EngineError(f"grammar: {error}")
                 yield message, told
                 continue
             pairs = list(zip(message.requests, future.result(), strict=True))
-            kept = [pair for pair in pairs if pair[0].id not in self._cancelled]
-            self._cancelled -= {request.id for request in message.requests}
+            kept = [pair for pair in pairs if pair[0].id not in gone]
             yield Add(tuple(request for request, _ in kept)), [made for _, made in kept]

@@ -17,7 +17,6 @@ import os
 import signal
 import struct
 import sys
-from collections import OrderedDict
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
@@ -29,6 +28,7 @@ from fathom.engine.child import CONNECT_TIMEOUT_S
 from fathom.engine.messages import ErrorParts, unpack_error
 from fathom.errors import EngineError, FathomError, OverloadedError, RequestError
 from fathom.text.grammar.asked import Asked
+from fathom.text.grammar.recent import Recent
 
 CHECK_TIMEOUT_S = 1.5
 # Address space beyond what the process has when it is ready.
@@ -37,6 +37,7 @@ EXIT_NO_MEMORY = 12
 EXIT_WAIT_S = 5.0
 MAX_WAITING = 64
 _MAX_CACHED = 256
+_MAX_CACHED_BYTES = 16 * 2**20  # what was asked, and the texts
 LENGTH = struct.Struct(">I")
 
 _log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class GrammarChecker:
         self._words: FileIO | None = None  # what the process writes, its last words above all
         self._lock = asyncio.Lock()
         self._num_waiting = 0
-        self._known: OrderedDict[bytes, str] = OrderedDict()
+        self._known: Recent[bytes, str] = Recent(_MAX_CACHED, _MAX_CACHED_BYTES)
 
     async def check(self, asked: Asked) -> str:
         """The text of the grammar, which compiles within the limits.
@@ -82,15 +83,14 @@ class GrammarChecker:
                     text = self._known.get(body) or await self._ask(asked, body)
             finally:
                 self._num_waiting -= 1
-            self._known[body] = text
-            if len(self._known) > _MAX_CACHED:
-                self._known.popitem(last=False)
-        self._known.move_to_end(body)
+            self._known.put(body, text, len(body) + len(text))
         return text
 
     async def _ask(self, asked: Asked, body: bytes) -> str:
         field = asked.form.field if asked.form is not None else "tools"
         process = await self._started()
+        if self._words is not None:
+            os.ftruncate(self._words.fileno(), 0)  # of what was before: it would add up
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 answer = await _exchange(process, body)

@@ -124,8 +124,8 @@ class RequestStream(AnswerStream[TokenEvent]):
         """
         while True:
             pushed = [self._push(event) for event in await self._take()]
-            if deltas := tuple(delta for delta in pushed if delta is not None):
-                return deltas
+            if deltas := [delta for delta in pushed if delta is not None]:
+                return tuple(deltas)
 
     def _push(self, event: TokenEvent) -> Delta | None:
         index = self._running.get(event.id)

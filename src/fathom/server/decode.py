@@ -50,7 +50,7 @@ def read(
             param=where or None,
             found=_json_type(raw),
         )
-    cleaned = _Check(refusals, warnings, where).fields(raw, kind, where, refusals.top)
+    cleaned = _Check(refusals, warnings).fields(raw, kind, refusals.top, where, "")
     try:
         return msgspec.convert(cleaned, kind, strict=not is_text)
     except msgspec.ValidationError as error:
@@ -81,67 +81,69 @@ def _parse(body: bytes) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """Looks at fields one by one, before their types are looked at."""
+    """Looks at fields one by one, before their types are looked at.
+
+    `where` is a place in the body, `path` the same in the object whose inner paths `refusals` has,
+    without indices.
+    """
 
     refusals: Refusals
     warnings: list[str] | None
-    root: str
-    """Where the object stands whose inner paths `refusals` has."""
 
     def fields(
         self,
         raw: dict[str, Any],
         kind: type[msgspec.Struct],
-        path: str,
         table: Mapping[str, Refused],
+        where: str,
+        path: str,
     ) -> dict[str, Any]:
         """`raw` without nulls and harmless fields, its inner objects likewise.
 
         Raises: RequestError for fields that are refused or unknown, unless they are warned of.
         """
-        known = _children(kind)
+        known, values = _children(kind), self.refusals.values
+        place, inside = f"{where}." if where else "", f"{path}." if path else ""
         cleaned: dict[str, Any] = {}
         for name, value in raw.items():
-            where = f"{path}.{name}" if path else name
             if name not in known:
                 entry = table.get(name)
                 if value is None and entry is not None:
                     continue
                 if entry is None or not entry.accepts(value):
-                    error = _refusal(where, name, entry, [*known, *table])
+                    error = _refusal(place + name, name, entry, [*known, *table])
                     if self.warnings is None:
                         raise error
                     self.warnings.append(str(error))
             elif value is not None:
-                self._value(where, value)
-                cleaned[name] = self._inner(value, known[name], where)
+                if isinstance(value, str) and (refused := values.get(inside + name)):
+                    _check_value(refused, value, place + name)
+                inner = known[name]
+                cleaned[name] = (
+                    value
+                    if inner is None
+                    else self._inner(value, inner, place + name, inside + name)
+                )
         return cleaned
 
-    def _inner(self, value: Any, inner: type[msgspec.Struct] | None, where: str) -> Any:
-        if inner is None:
-            return value
+    def _inner(self, value: Any, kind: type[msgspec.Struct], where: str, path: str) -> Any:
         if isinstance(value, list):
-            return [self._inner(item, inner, f"{where}[{i}]") for i, item in enumerate(value)]
+            return [self._inner(one, kind, f"{where}[{i}]", path) for i, one in enumerate(value)]
         if isinstance(value, dict):
-            table = self.refusals.inner.get(self._path(where), {})
-            return self.fields(value, inner, where, table)
+            return self.fields(value, kind, self.refusals.inner.get(path, {}), where, path)
         return value
 
-    def _path(self, where: str) -> str:
-        return re.sub(r"\[\d+\]", "", where[len(self.root) :]).removeprefix(".")
 
-    def _value(self, where: str, value: object) -> None:
-        if not isinstance(value, str):
-            return
-        entry = self.refusals.values.get(self._path(where), {}).get(value)
-        if entry is not None:
-            raise RequestError(
-                f"{where}: {entry.why}",
-                param=where,
-                code="unsupported_value",
-                found=value,
-                fix=entry.fix,
-            )
+def _check_value(refused: Mapping[str, Refused], value: str, where: str) -> None:
+    entry = refused.get(value)
+    if entry is not None:
+        raise RequestError(
+            f"{where}: {entry.why}",
+            param=where,
+            code="unsupported_value",
+            found=value,
+            fix=entry.fix,
+        )
 
 
 def _refusal(where: str, name: str, entry: Refused | None, names: list[str]) -> RequestError:
@@ -152,7 +154,7 @@ def _refusal(where: str, name: str, entry: Refused | None, names: list[str]) -> 
             code="unsupported_parameter",
             fix=entry.fix,
         )
-    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    near = get_close_matches(name[:100], names, n=1, cutoff=0.6)  # it costs more than its length
     return RequestError(
         f"unknown field {where[:200]}",
         param=where[:200],

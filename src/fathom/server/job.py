@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Self, TypeVar
 
-from msgspec import Struct, json
+from msgspec import Struct, json, structs
 
 from fathom.core.types import SamplingParams
 from fathom.engine.requests import GenerateRequest
@@ -166,7 +166,9 @@ class Reply(ABC, Generic[JobT]):
         """What a client is shown of a delta."""
         if not (self._job.is_single_call and delta.tool_calls):
             return delta
-        return replace(delta, tool_calls=tuple(one for one in delta.tool_calls if not one.index))
+        return structs.replace(
+            delta, tool_calls=tuple(one for one in delta.tool_calls if not one.index)
+        )
 
     def add(self, number: int, delta: Delta) -> None:
         """Keep what is shown of a delta of prompt `number`, for the whole answer."""

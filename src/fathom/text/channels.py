@@ -108,7 +108,7 @@ class Channels:
                 self._sort(part, told)
 
     def _sort(self, piece: Piece, told: Told) -> None:
-        if piece == Piece():
+        if not piece.text and piece.marker is None:
             return
         parts = [("answer", piece)] if self._reasoning is None else self._reasoning.push(piece)
         for channel, part in parts:

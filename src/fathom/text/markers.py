@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 THINK = "<think>"
 END_THINK = "</think>"
@@ -16,8 +16,7 @@ REASONING_MARKERS = (THINK, END_THINK)
 TOOL_MARKERS = (CALLS_BEGIN, CALLS_END, CALL_BEGIN, CALL_END, SEP)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True):
     """A stretch of an answer: some text, or one marker (then `text` is empty)."""
 
     text: str = ""

@@ -7,11 +7,10 @@ allows: reasoning that the answer opens with, and tool calls where tools are off
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from fathom.core.loop_guard import LoopLimits
 from fathom.engine.requests import GenerateRequest, Unrendered
@@ -161,7 +160,7 @@ class ChatReader:
                 num_tokens = max(0, usage.completion_tokens - others)
                 num_reasoning = usage.num_reasoning
             self._give(
-                replace(
+                structs.replace(
                     end,
                     num_prompt=usage.prompt_tokens,
                     num_cached=usage.num_cached,

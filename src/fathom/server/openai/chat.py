@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from msgspec import UNSET, to_builtins
+from msgspec import UNSET, structs, to_builtins
 
 from fathom.server.answer import Choice
 from fathom.server.conversation import Chat
@@ -99,7 +98,7 @@ class _Reply(OpenAIReply[Job[ChatRequest]]):
         """Reasoning only where it is wanted."""
         delta = super().shown(delta)
         if delta.reasoning and not self._job.request.include_reasoning:
-            delta = replace(delta, reasoning="")
+            delta = structs.replace(delta, reasoning="")
         return delta
 
     def whole(self) -> Response:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
@@ -15,6 +14,7 @@ import llguidance
 from fathom.errors import RequestError
 from fathom.text.grammar.asked import Asked
 from fathom.text.grammar.build import grammar_text
+from fathom.text.grammar.recent import Recent
 from fathom.text.grammar.schema import SchemaFault, subschemas
 from fathom.text.grammar.translate import in_engine_words
 from fathom.text.tokenizer import Tokenizer
@@ -28,6 +28,8 @@ _LIMITS = re.compile(
     re.IGNORECASE,
 )
 _MAX_CACHED = 64
+# A compiled schema takes about 70 bytes a character, a pattern of plain letters 340.
+_MAX_CACHED_CHARS = 512 * 1024
 # What is allowed as a whole where it is: a mask walks the other tokens one by one. Counts, because
 # a string that may have so many characters more takes every token of up to as many.
 _CHARACTER = r'[^"\\\x00-\x1F\x7F]'
@@ -62,7 +64,7 @@ class GrammarEngine:
             verbose_errors=False,
         )
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+        self._compiled: Recent[str, llguidance.LLMatcher] = Recent(_MAX_CACHED, _MAX_CACHED_CHARS)
 
     def check(self, asked: Asked) -> str:
         """The text of a grammar that can be compiled and begun within the limits.
@@ -85,10 +87,7 @@ class GrammarEngine:
             matcher = self._compiled.get(text)
             if matcher is None:
                 matcher = self._compile(text)
-                self._compiled[text] = matcher
-                if len(self._compiled) > _MAX_CACHED:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(text)
+                self._compiled.put(text, matcher, len(text))
             forget = partial(self._forget, text)
             return TokenConstraint(matcher.deep_copy(), self._tokenizer, forget)
 
@@ -96,7 +95,7 @@ class GrammarEngine:
         """Copies share the states of the lexer: where those outgrew their limits, all of them end,
         and so would every later one."""
         with self._lock:
-            self._compiled.pop(text, None)
+            self._compiled.drop(text)
 
     def _compile(self, text: str) -> llguidance.LLMatcher:
         matcher = llguidance.LLMatcher(self._walker, text, log_level=0, limits=self._limits)
@@ -155,13 +154,17 @@ class GrammarEngine:
         if isinstance(told, SchemaFault):
             return False
         text = json.dumps({"grammars": [{"name": "one", "json_schema": told}]})
-        message = llguidance.LLMatcher.validate_grammar(text, self._walker, limits=self._limits)
-        return not message or message.startswith("WARNING")
+        # Not `validate_grammar`, which lets the engine's panics through.
+        matcher = llguidance.LLMatcher(self._walker, text, log_level=0, limits=self._limits)
+        return not matcher.is_error()
 
 
 def _said(matcher: llguidance.LLMatcher) -> str:
     """The engine's message, less the places and lines of a grammar that its author never saw."""
-    lines = [line for line in matcher.get_error().splitlines() if not _LISTING.match(line)]
+    error = matcher.get_error()
+    if error.startswith("panic"):  # on its way to say what is wrong, most of the time
+        return "the grammar engine cannot say why"
+    lines = [line for line in error.splitlines() if not _LISTING.match(line)]
     return _PLACE.sub("", "\n".join(lines)).strip()[:500]
 
 
