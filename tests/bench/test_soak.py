@@ -8,7 +8,7 @@ from bench import soak
 from bench.soak_requests import LEAVING, MALFORMED
 from tests.server.processes import serving
 
-NUM_REQUESTS = 1200
+NUM_REQUESTS = 4000
 # The allocator and the caches of a young process still settle; a leak of 20 KiB a request shows.
 MOST_MIB = NUM_REQUESTS / 2 * 20 / 1024
 
