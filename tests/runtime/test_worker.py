@@ -36,8 +36,13 @@ from tests.runtime.toy_model import (
 )
 from tests.runtime.toy_model import toy_cache as _cache
 
+# Clients that are dropped do not give theirs back: enough for any draw of a test.
+NUM_PAGES = 4096
 
-def make_worker(page_size: int, *, drafts: ToyDrafts | None = None, num_pages: int = 512) -> Worker:
+
+def make_worker(
+    page_size: int, *, drafts: ToyDrafts | None = None, num_pages: int = NUM_PAGES
+) -> Worker:
     return Worker(
         WorkerParts(
             model=ToyModel(),
@@ -77,7 +82,7 @@ class Driver:
     def __init__(self, worker: Worker, page_size: int, seed: int, num_drafts: int = 0) -> None:
         self.worker, self.page_size, self.num_drafts = worker, page_size, num_drafts
         self.random = random.Random(seed)
-        self.free = list(range(512))
+        self.free = list(range(NUM_PAGES))
         self.random.shuffle(self.free)
         self.step = 0
         self.proposed = self.accepted = 0
