@@ -190,15 +190,14 @@ def test_thinking_is_signed(client: anthropic.Anthropic, server: LiveServer) -> 
     thinking: Any = {"type": "adaptive", "display": "summarized"}
     asked: Any = {"model": MODEL, "max_tokens": 50, "messages": ASK, "thinking": thinking}
     with client.messages.stream(**asked) as stream:
-        events = [event for event in stream if event.type.startswith("content_block")]
-        streamed = stream.get_final_message()
+        events: list[Any] = [one for one in stream if one.type.startswith("content_block")]
+        streamed: Any = stream.get_final_message()
     ends = [event.type for event in events].index("content_block_stop")
-    assert events[ends - 1].delta.type == "signature_delta"  # type: ignore[union-attr]
-    whole = client.messages.create(**asked)
+    assert events[ends - 1].delta.type == "signature_delta"
+    whole: Any = client.messages.create(**asked)
     for message in (whole, streamed):
-        assert message.content[0].signature  # type: ignore[union-attr]
-        warned = message.warnings  # type: ignore[attr-defined]
-        assert [text.split(":")[0] for text in warned] == ["thinking.display"]
+        assert message.content[0].signature
+        assert [text.split(":")[0] for text in message.warnings] == ["thinking.display"]
     prompts = []
     for blocks in (streamed.content, streamed.content[1:]):
         turns: list[Any] = [*ASK, {"role": "assistant", "content": blocks}, *ASK]
