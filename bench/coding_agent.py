@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.peers.protocol import end_on_signal
 from bench.recording_proxy import WAIT_S, Proxy
 from fathom.commands.bench_facts import machine_facts
 
@@ -228,6 +229,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a directory for the bodies and the answers")
     parser.add_argument("--output", type=Path, default=ROOT / "bench/results/coding_agent.json")
     args = parser.parse_args()
+    end_on_signal()
     results = json.loads(args.output.read_text("utf-8")) if args.output.exists() else {}
     results["questions"] = QUESTIONS
     wrong: list[str] = []
