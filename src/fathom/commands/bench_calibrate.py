@@ -79,7 +79,8 @@ def _measure(config: EngineConfig, repeats: int) -> tuple[Fit, DeploymentPlan]:
         name=f"{name}, {weights.name}",
         machine=name,
         source=f"fathom bench calibrate {__version__}, {len(steps)} steps of {plan.model_path}",
-        date=datetime.now(UTC).date().isoformat(),
+        # To the second: the newest of a day counts.
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
         laws={},
         host_step_s=_HOST_STEP_S,
         host_sequence_s=_HOST_SEQUENCE_S,
