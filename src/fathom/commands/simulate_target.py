@@ -137,15 +137,14 @@ def target_of(model: str, asked: HardwareConfig, engine: EngineConfig, *, tp: in
     held = _weights(known.spec, cluster, engine.quantization)
     formats = Formats(weights=held.format, kv=_kv_format(known.spec, engine.kv_cache_dtype))
     drafts, drafting = _drafting(known.spec, engine.num_speculative_tokens or 0)
-    device = "cpu" if cluster.is_host else "cuda"
     working = WorkingSet(
-        device=device,
-        ops_backend="cpu" if cluster.is_host else "reference",
+        device=cluster.device,
+        ops_backend=cluster.ops_backend,
         threads=max(1, cluster.host_threads),
         spec=known.spec,
         layout=layout,
-        max_batch_tokens=engine.max_num_batched_tokens or BATCH_TOKENS[device],
-        max_sequences=engine.max_num_seqs or MAX_SEQUENCES[device],
+        max_batch_tokens=engine.max_num_batched_tokens or BATCH_TOKENS[cluster.device],
+        max_sequences=engine.max_num_seqs or MAX_SEQUENCES[cluster.device],
         num_drafts=drafts,
         quantization=held.quantization,
         dequantize=held.dequantize,
@@ -261,7 +260,7 @@ def _budget(cluster: Cluster, engine: EngineConfig) -> Budget:
         free_bytes=memory,
         total_bytes=memory,
         kv_bytes=None,
-        reserve_bytes=RESERVE_BYTES["cpu" if cluster.is_host else "cuda"],
+        reserve_bytes=RESERVE_BYTES[cluster.device],
         is_host=cluster.is_host,
         reason=f"{share:.0%} of {format_bytes(memory)} (gpu_memory_utilization)",
         source="asked" if engine.gpu_memory_utilization else "default",

@@ -183,12 +183,11 @@ def candidate(
     users = demand.users or _USUAL_USERS
     each = -(-users // layout.dp)
     needed = max(asked, each * demand.request_len if demand.users else 0)
-    device = "cpu" if cluster.is_host else "cuda"
-    sequences = min(each, _MOST_SEQUENCES[device])
+    sequences = min(each, _MOST_SEQUENCES[cluster.device])
     for chunk in _HOST_CHUNKS if cluster.is_host else CHUNKS:
         working = WorkingSet(
-            device=device,
-            ops_backend="cpu" if cluster.is_host else "reference",
+            device=cluster.device,
+            ops_backend=cluster.ops_backend,
             threads=max(1, cluster.host_threads),
             spec=model,
             layout=layout,

@@ -145,6 +145,16 @@ class Cluster:
         return self.host_threads > 0
 
     @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """The kind of its devices."""
+        return "cpu" if self.is_host else "cuda"
+
+    @property
+    def ops_backend(self) -> str:
+        """What the ledger counts a step's memory for: kernels of our own are for CPUs."""
+        return "cpu" if self.is_host else "reference"
+
+    @property
     def num_gpus(self) -> int:
         """GPUs of all nodes."""
         return self.gpus_per_node * self.nodes
