@@ -10,11 +10,11 @@ request in 100 is of a client that leaves: a good one, half sent or half answere
 generation and is no part of the count that is asked for. Every 500th is good, and answered.
 
 Memory is the resident size of each process, sampled 40 times. It grows until what is kept is full:
-tokenizers keep 10,000 words (up to 7 MiB in each of the three processes), the engine compiled
-grammars (`text/grammar/engine.py`), `/v1/responses` its answers (up to 256 MiB, 1 kB a short one),
-allocators what the largest request and step took. The engine's page pool (512 MiB of its
-ledger) is committed as it is first written, a little by every answer: most of what the engine grows
-is that (the pool's mapping in /proc/PID/smaps; the heap stays as it is).
+tokenizers keep 10,000 words in each of the three processes, the engine compiled grammars
+(`text/grammar/engine.py`), `/v1/responses` its answers (up to 256 MiB), allocators what the largest
+request and step took. The engine's page pool (512 MiB of its ledger) is committed as it is first
+written, a little by every answer: most of what the engine grows is that (the pool's mapping in
+/proc/PID/smaps; the heap stays as it is).
 """
 
 from __future__ import annotations
