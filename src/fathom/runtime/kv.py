@@ -41,7 +41,7 @@ def allocate_cache(plan: DeploymentPlan, device: torch.device) -> torch.Tensor:
 def _untouched(num_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """Zeros that the system commits page by page once they are written: torch's own would clear,
     and take, the whole pool at the start. Not by huge pages, each of which is 2 MiB to clear, of
-    every layer at once, in the middle of a step: on a virtual machine 20 to 30 ms."""
+    every layer at once, in the middle of a prompt's step: `bench/replay.py` shows it in the P99."""
     memory = mmap(-1, num_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
     memory.madvise(MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype=np.uint8)

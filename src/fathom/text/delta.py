@@ -53,7 +53,7 @@ class TokenLogprob:
 
 
 class Delta(Struct, frozen=True, kw_only=True):
-    """What is new of choice `index`. A struct: one is made a token, and a dataclass takes 2 us.
+    """What is new of choice `index`. A struct, because one is made for every token.
 
     `text` is the answer proper, `reasoning` what the model thought before it. `token_ids` and
     `logprobs` come when the tokens do, text when it is certain, so they need not match one by one

@@ -28,7 +28,7 @@ _LIMITS = re.compile(
     re.IGNORECASE,
 )
 _MAX_CACHED = 64
-# A compiled schema takes about 70 bytes a character, a pattern of plain letters 340.
+# What a grammar compiles to grows with its text, and is hundreds of times as long for a pattern.
 _MAX_CACHED_CHARS = 512 * 1024
 # What is allowed as a whole where it is: a mask walks the other tokens one by one. Counts, because
 # a string that may have so many characters more takes every token of up to as many.
