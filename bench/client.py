@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from starting import first_line
 
 from fathom.commands.bench_facts import machine_facts
 from fathom.perf.client_load import ClientLoadMeter
@@ -79,8 +80,7 @@ def run(streams: int, rate: float, seconds: float) -> dict[str, Any]:
         [*command, "--first-s", "0.5", "--gap-s", str(1 / rate)], stdout=subprocess.PIPE, text=True
     )
     try:
-        assert server.stdout is not None
-        port = int(server.stdout.readline())
+        port = int(first_line(server))
         return uvloop.run(measure(port, streams, max(1, round(rate * seconds))))
     finally:
         server.kill()

@@ -32,6 +32,7 @@ from typing import Any
 
 from bench.peers.protocol import end_on_signal
 from bench.recording_proxy import WAIT_S, Proxy
+from bench.starting import first_line
 from fathom.commands.bench_facts import machine_facts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,8 +127,7 @@ def _serving(directory: Path, name: str) -> Iterator[int]:
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        assert server.stdout is not None
-        yield int(server.stdout.readline().split()[-1].rpartition(":")[2])
+        yield int(first_line(server).rpartition(":")[2])
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.communicate()

@@ -26,6 +26,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from starting import first_line
+
 from fathom.commands.bench_facts import machine_facts
 
 KEY = "sk-fuzzed"
@@ -87,9 +89,9 @@ def main() -> None:
             serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         try:
-            assert server.stdout is not None
-            url = server.stdout.readline().split()[-1]
-            results = fuzz(url, args.seconds, args.examples, Path(directory))
+            results = fuzz(
+                first_line(server).split()[-1], args.seconds, args.examples, Path(directory)
+            )
         finally:
             server.terminate()
             results_of_server = server.wait(60)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page, TimeoutError, sync_playwright
+from starting import first_line
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "sk-open-webui"
@@ -213,8 +214,7 @@ def main() -> None:
     serve = [args.python, "-m", "fathom.cli", "serve", "--port", "0", "--api-key", KEY]
     webui = f"http://127.0.0.1:{args.port}"
     with tempfile.TemporaryDirectory() as directory, _running(serve, PYTHONPATH="src") as serving:
-        assert serving.stdout is not None
-        fathom = serving.stdout.readline().split()[-1]
+        fathom = first_line(serving).split()[-1]
         with _open_webui(directory, fathom, args.port):
             up_s = _until(lambda: _is_up(webui), "Open WebUI does not start")
             told = _in_browser(args.chromium, fathom, webui, args.output.with_suffix(""))

@@ -26,6 +26,7 @@ import uvloop
 from msgspec import json as msgspec_json
 from server import ROOT, Replay, machine
 from sse_server import Script, start
+from starting import START_S
 
 from fathom.config import EngineConfig
 from fathom.core.types import SamplingParams, TokenEvent
@@ -46,6 +47,7 @@ from fathom.text.output import OutputFormat, OutputStream
 from fathom.text.tokenizer import Tokenizer
 from fathom.weights.embedded import embedded_path
 
+ROUND_S = 300.0
 PROSE = "The pool gives pages back when no plan in flight mentions them any more. " * 40
 ARGUMENTS = json.dumps({"path": "src/pool.py", "lines": list(range(120)), "text": PROSE[:1500]})
 CALL = "".join((CALLS_BEGIN, CALL_BEGIN, "edit", SEP, ARGUMENTS, CALL_END, CALLS_END))
@@ -166,7 +168,8 @@ async def as_proxy(streams: int, num_tokens: int, rounds: int) -> dict[str, Any]
         *(sys.executable, __file__, "--upstream"), stdout=subprocess.PIPE
     )
     assert upstream.stdout is not None
-    url = f"http://127.0.0.1:{int(await upstream.stdout.readline())}"
+    async with asyncio.timeout(START_S):
+        url = f"http://127.0.0.1:{int(await upstream.stdout.readline())}"
     told: dict[str, Any] = {}
     for name, files in (("with tokenizer", str(embedded_path())), ("without tokenizer", None)):
         config = UpstreamConfig(
@@ -216,7 +219,8 @@ async def measured(
             for calls, name in enumerate(samples):
                 began = time.process_time()
                 client.stdin.write(f"{streams} {num_tokens} {calls}\n".encode())
-                assert int(await client.stdout.readline()) == streams
+                async with asyncio.timeout(ROUND_S):
+                    assert int(await client.stdout.readline()) == streams
                 if number:
                     spent = time.process_time() - began
                     samples[name].append(spent / (streams * num_tokens))

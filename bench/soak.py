@@ -12,9 +12,8 @@ generation and is no part of the count that is asked for. Every 500th is good, a
 Memory is the resident size of each process, sampled 40 times. It grows until what is kept is full:
 tokenizers keep 10,000 words in each of the three processes, the engine compiled grammars
 (`text/grammar/engine.py`), `/v1/responses` its answers (up to 256 MiB), allocators what the largest
-request and step took. The engine's page pool (512 MiB of its ledger) is committed as it is first
-written, a little by every answer: most of what the engine grows is that (the pool's mapping in
-/proc/PID/smaps; the heap stays as it is).
+request and step took. The engine's page pool is committed as it is first written, a little by every
+answer; it is small here, so that it is whole before the second quarter.
 """
 
 from __future__ import annotations
@@ -37,9 +36,11 @@ import uvloop
 
 from bench.ops_machine import commit
 from bench.soak_requests import LEAVING, MALFORMED, Requests
+from bench.starting import first_line
 
 ANSWER_WAIT_S = 30.0
 NUM_SAMPLES = 40
+POOL = "32MiB"
 NAMES = {"fathom.engine.processes": "engine", "fathom.engine.grammar_process": "grammars"}
 _END = (None, None)
 
@@ -182,11 +183,11 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
-    command = (sys.executable, "-m", "fathom.cli", "serve", "--port", "0", "--threads", "1")
+    command = [sys.executable, "-m", "fathom.cli", "serve", "--port", "0", "--threads", "1"]
+    command += ["--kv-cache-memory-bytes", POOL]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
         try:
-            url = server.stdout.readline().split()[-1]
+            url = first_line(server).split()[-1]
             began_s = time.monotonic()
             told = uvloop.run(
                 soak(url, server.pid, "fathom-embedded", asked.requests, asked.connections)
