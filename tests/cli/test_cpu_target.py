@@ -149,7 +149,7 @@ def test_costs_have_the_energy_that_the_catalogue_knows(data: Path) -> None:
 def test_they_are_simulated(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keep(BFLOAT16, data)
     load = ("--num-prompts", "1", "--input-len", "500", "--output-len", "33", "--json")
-    assert main(["simulate", "v2-lite", "--gpu", "cpu", *load]) == 0
+    assert main(["simulate", "v2-lite", "--gpu", "CPU", *load]) == 0
     shown: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert shown["about"]["Times"].startswith("measured on this machine")
     assert shown["about"]["Step"].startswith("at most 64 sequences and 512 tokens")

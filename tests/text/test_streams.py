@@ -1,6 +1,7 @@
 """Holds every answer that a model may write, damaged ones too, against what must hold of all.
 
-Quick by default; FATHOM_TEST_EXAMPLES=100000 makes each property see that many streams.
+Quick by default; with FATHOM_TEST_EXAMPLES=100000, and pytest's `--timeout 0`, each property sees
+that many streams.
 """
 
 from __future__ import annotations

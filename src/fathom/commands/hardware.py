@@ -39,7 +39,7 @@ def read_machines(
 
     Raises: ConfigError for unknown names, and for CPUs that were not measured.
     """
-    if gpu != CPU:
+    if gpu.lower() != CPU:
         cluster = parse_cluster(gpu, nodes, network=network, catalogue=catalogue)
         return cluster, read_calibration(calibration, cluster)
     if nodes or network:
