@@ -16,7 +16,6 @@ FathomError                      exit 1, HTTP 500
 ├── UnavailableError             exit 1, HTTP 503   loading, draining, or the engine is gone
 ├── CheckpointError              exit 3, HTTP 500   files of a model are missing or damaged
 ├── CapacityError                exit 4, HTTP 500   does not fit this machine
-├── MissingDependencyError       exit 5, HTTP 500   an optional package is not installed
 ├── EngineError                  exit 6, HTTP 500   a step failed or missed its deadline
 └── UpstreamError                exit 7, HTTP 502   the engine behind `fathom proxy` failed
     └── UpstreamTimeoutError     exit 7, HTTP 504   it was silent for too long
@@ -180,13 +179,6 @@ class CapacityError(FathomError):
 
     exit_code = 4
     code = "does_not_fit"
-
-
-class MissingDependencyError(FathomError):
-    """An optional package is needed; `fix` is the command that installs it."""
-
-    exit_code = 5
-    code = "missing_dependency"
 
 
 class EngineError(FathomError):
