@@ -109,6 +109,19 @@ def test_markers_part_text(tokenizer: Tokenizer) -> None:
     assert pieces == [Piece("a"), marker, Piece("b"), Piece("�"), marker]
 
 
+@pytest.mark.parametrize("min_tokens", [0, 2])
+def test_a_stop_string_may_be_a_marker(tokenizer: Tokenizer, min_tokens: int) -> None:
+    """`"stop": ["</think>"]` was accepted and never found: a marker is no text to be searched."""
+    end = tokenizer.special_ids["</think>"]
+    detokenizer = Detokenizer(
+        tokenizer, stop=["</think>"], min_tokens=min_tokens, markers={end: "</think>"}
+    )
+    ids = [*tokenizer.encode("a"), end, *tokenizer.encode("b")]
+    pieces = [piece for i in ids for piece in detokenizer.push(i)]
+    assert pieces[:2] == [Piece("a"), Piece(marker="</think>")]
+    assert (detokenizer.stopped_by, len(pieces)) == ((None, 3) if min_tokens else ("</think>", 2))
+
+
 def test_silent_tokens_count_and_say_nothing(tokenizer: Tokenizer) -> None:
     detokenizer = Detokenizer(tokenizer, skip_special_tokens=False)
     assert detokenizer.push(tokenizer.eos_ids[0], is_silent=True) == []

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.text.markers import CALLS_BEGIN, END_THINK, THINK, Piece
+from fathom.text.markers import CALL_BEGIN, CALLS_BEGIN, END_THINK, THINK, Piece
 from fathom.text.reasoning import ReasoningSplitter
 
 TEXT = st.text("ab \n", max_size=12)
@@ -59,12 +59,17 @@ def test_without_markers_all_is_answer(data: st.DataObject, answer: str) -> None
 @pytest.mark.parametrize(
     ("starts_inside", "pieces", "expected"),
     [
-        (False, [Piece("\na"), Piece(marker=END_THINK), Piece("\nb")], ("", "\na\nb")),
+        (False, [Piece("\na"), Piece(marker=END_THINK), Piece("\nb")], ("", "\na</think>\nb")),
         (True, [Piece(marker=THINK), Piece("\na"), Piece(marker=END_THINK)], ("a", "")),
         (
             False,
-            [Piece("x"), Piece(marker=THINK), Piece("r"), Piece(marker=END_THINK), Piece("\ny")],
-            ("r", "xy"),
+            [Piece("\n"), Piece(marker=THINK), Piece("r"), Piece(marker=END_THINK), Piece("\ny")],
+            ("r", "\ny"),
+        ),
+        (
+            True,
+            [Piece("r\n"), Piece(marker=THINK), Piece(marker=END_THINK), Piece(marker=END_THINK)],
+            ("r\n<think>", ""),
         ),
         (True, [Piece("r\n"), Piece(marker=CALLS_BEGIN)], ("r", CALLS_BEGIN)),
         (True, [Piece("r\n"), Piece(marker="<other>"), Piece("s")], ("r\n<other>s", "")),
@@ -73,3 +78,20 @@ def test_without_markers_all_is_answer(data: st.DataObject, answer: str) -> None
 def test_odd_markers(starts_inside: bool, pieces: list[Piece], expected: tuple[str, str]) -> None:
     splitter = ReasoningSplitter(starts_inside=starts_inside, ends_at=frozenset({CALLS_BEGIN}))
     assert split(splitter, pieces) == expected
+
+
+@given(data=st.data(), starts_inside=st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_an_answer_about_the_markers_stays_whole(data: st.DataObject, starts_inside: bool) -> None:
+    """An answer that named `<think>` went on as reasoning, and a call whose arguments named it broke
+    off: what writes a program that parses such answers samples these tokens."""
+    before = [Piece("r"), Piece(marker=END_THINK)] if starts_inside else []
+    words = data.draw(st.lists(st.sampled_from([THINK, END_THINK, "\n", "a"]), max_size=8))
+    pieces = [Piece(marker=word) if "<" in word else Piece(word) for word in words]
+    for opening in (Piece("a"), Piece(marker=CALL_BEGIN)):
+        splitter = ReasoningSplitter(
+            starts_inside=starts_inside, ends_at=frozenset({CALL_BEGIN})
+        )
+        reasoning, answer = split(splitter, [*before, opening, *pieces])
+        assert reasoning == ("r" if starts_inside else "")
+        assert answer == (opening.text or CALL_BEGIN) + "".join(words)

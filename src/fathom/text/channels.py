@@ -119,6 +119,7 @@ class Channels:
                 self._has_stray_markup |= part.marker is not None
             elif self._tools is None:
                 told.text.append(part.text or part.marker or "")
+                self._has_stray_markup |= part.marker is not None
             else:
                 told.add(self._tools.push(part))
 

@@ -15,7 +15,8 @@ class Detokenizer:
 
     `stop` strings end the answer; they may span tokens, so text that may begin one is held back,
     and so are the bytes of an unfinished character. The first `min_tokens` tokens are not searched.
-    `markers` are ids that come back as marker pieces; text does not join across them.
+    `markers` are ids that come back as marker pieces; text does not join across them. A stop string
+    that is one of them ends the answer with it.
     Cost: amortised constant per byte; the answer so far is never decoded again.
     """
 
@@ -32,6 +33,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._hidden = tokenizer.hidden_ids if skip_special_tokens else frozenset()
         self._scanner = Scanner(stop)
+        self._stop = frozenset(stop)
         self._includes_stop = include_stop_str_in_output
         self._min_tokens = min_tokens
         self._markers = dict(markers or {})
@@ -54,7 +56,12 @@ class Detokenizer:
             return []
         marker = self._markers.get(token_id)
         if marker is not None:
-            return [*self.finish(), *([] if self.stopped_by else [Piece(marker=marker)])]
+            pieces = self.finish()
+            if self.stopped_by is not None:
+                return pieces
+            if marker in self._stop and self.num_tokens > self._min_tokens:
+                self.stopped_by = marker
+            return [*pieces, Piece(marker=marker)]
         if token_id in self._hidden:
             return []
         return self._search(self._decoder.decode(self._tokenizer.token_bytes(token_id)))

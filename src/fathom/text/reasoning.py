@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fathom.text.markers import END_THINK, THINK, Piece
+from fathom.text.markers import CALL_BEGIN, END_THINK, REASONING_MARKERS, SEP, THINK, Piece
 
 Channel = Literal["reasoning", "answer"]
 
@@ -14,8 +14,11 @@ class ReasoningSplitter:
 
     `starts_inside`: the prompt opened the reasoning. Newlines next to the markers belong to the
     format (R1 writes `<think>\\n...\\n</think>\\n\\n...`) and are dropped with them; nothing else
-    is. An end without a beginning parts nothing. `ends_at` are further markers that end reasoning
-    (a model that goes from thinking straight to a tool call).
+    is. `ends_at` are further markers that end reasoning (a model that goes from thinking straight
+    to a tool call).
+
+    Reasoning comes first, and once text has come `<think>` is a word, and `</think>` in the answer:
+    a model that is asked about them, or that writes a program about them, samples the same tokens.
     """
 
     def __init__(self, *, starts_inside: bool, ends_at: frozenset[str] = frozenset()) -> None:
@@ -23,12 +26,17 @@ class ReasoningSplitter:
         self._ends_at = ends_at
         self.trims_start = starts_inside
         self._newlines: list[str] = []
+        self._has_text = self._is_in_call = False
 
     def push(self, piece: Piece) -> list[tuple[Channel, Piece]]:
         """The piece by channel, less newlines that may turn out to stand before `</think>`."""
-        if piece.marker == THINK or piece.marker == END_THINK:
-            self._turn(piece.marker == THINK)
-            return []
+        if piece.marker in REASONING_MARKERS:
+            is_end = self.is_inside and piece.marker == END_THINK
+            if is_end or not (self._has_text or self._is_in_call):
+                self._turn(piece.marker == THINK)
+                return []
+        elif piece.marker is not None:
+            self._is_in_call = piece.marker in (CALL_BEGIN, SEP)
         if piece.marker is not None:
             if piece.marker not in self._ends_at:
                 held = self._release()
@@ -44,6 +52,7 @@ class ReasoningSplitter:
             if not text:
                 return []
             self.trims_start = False
+        self._has_text = self._has_text or not text.isspace()
         if not self.is_inside:
             return [("answer", Piece(text))]
         body = text.rstrip("\n")
@@ -65,5 +74,6 @@ class ReasoningSplitter:
     def _turn(self, is_inside: bool) -> None:
         if is_inside != self.is_inside:
             self.trims_start = True
+            self._has_text = False
         self.is_inside = is_inside
         self._newlines = []
