@@ -53,7 +53,7 @@ class FakeUpstream:
     """Answers with `status`, or with the bytes of `pieces`, each a write of its own.
 
     `hangs` keeps the connection open after them; else it is closed. `bodies` are what was asked.
-    `is_slow` answers its first question with 503.
+    `is_slow` answers its first question with 503. `settings`: an SGLang's, in its words.
     """
 
     status: int = 200
@@ -63,6 +63,7 @@ class FakeUpstream:
     owner: str = "vllm"
     models_status: int = 200
     is_slow: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -113,7 +114,7 @@ class FakeUpstream:
         if head.startswith("GET "):
             card = {"id": "fake", "owned_by": self.owner, "max_model_len": 512}
             status = 503 if self.is_slow and len(self.heads) == 1 else self.models_status
-            self._whole(writer, status, {}, json.dumps({"data": [card]}).encode())
+            self._whole(writer, status, {}, json.dumps({"data": [card], **self.settings}).encode())
             return
         length = next(
             int(line.partition(":")[2])

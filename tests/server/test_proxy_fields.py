@@ -36,7 +36,7 @@ REFUSED: list[tuple[str | None, str, dict[str, Any], str]] = [
     (FILES, "vllm", {"bad_words": ["odd"]}, "bad_words"),
     (FILES, "fathom", {"thinking": True, "ebnf": 'root ::= "a"'}, "ebnf"),
     (FILES, "vllm", {"prompt_logprobs": 1}, "prompt_logprobs"),
-    (FILES, "sglang", {"logprobs": True}, "logprobs"),
+    (FILES, "sglang", {"logprobs": True, "top_logprobs": 2}, "logprobs"),
     (None, "vllm", {"logprobs": True}, "logprobs"),
     (None, "vllm", {"skip_special_tokens": False}, "skip_special_tokens"),
     (None, "openai", {"top_k": 5}, "top_k"),

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from fathom.errors import ConfigError
+from fathom.errors import ConfigError, FathomError
 
 # What is kept of the body of an error.
 MAX_ERROR_BYTES = 64 * 1024
 
 Sink = Callable[[bytes, float], None]
-"""Takes a piece of a body and the time at which it came. May raise: BrokenStream."""
+"""Takes a piece of a body and the time at which it came. May raise: BrokenStream, FathomError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             response.sink(body, self._time_s)
-        except BrokenStream as error:
+        except (BrokenStream, FathomError) as error:
             self._fail(error)
 
     def on_message_complete(self) -> None:

@@ -16,10 +16,11 @@ from fathom.core.loop_guard import LoopLimits
 from fathom.engine.requests import GenerateRequest, Unrendered
 from fathom.engine.upstream.chat_answer import Answer, Message
 from fathom.engine.upstream.kinds import Kind, form_fields, refused, sampling_fields
-from fathom.engine.upstream.wire import Usage, message_of
+from fathom.engine.upstream.wire import Usage, event_error
 from fathom.perf.http_stream import BrokenStream
 from fathom.text.channels import Told
 from fathom.text.delta import Delta, FinishReason
+from fathom.text.grammar.asked import ToolRules
 
 PATH = "/v1/chat/completions"
 # Sampling that stands for "not asked": the upstream's own defaults hold. No client sends this.
@@ -70,19 +71,27 @@ def body_of(
     told |= _of_conversation(conversation, kind)
     if sampling.structured_outputs is not None:
         told |= form_fields(sampling.structured_outputs, kind)
-    rules = request.tools
-    if conversation.tools:
-        told["tools"] = conversation.tools
-        if rules is not None and rules.must_call:
-            named = {"type": "function", "function": {"name": rules.tools[0].name}}
-            is_named = len(rules.tools) == 1 and rules.is_single
-            if is_named and "tool_choice.function" in kind.lacks:
-                if len(conversation.tools) > 1:
-                    why = f"an upstream of kind {kind.name}, which heeds no name there"
-                    raise refused("tool_choice", kind, why, "offer that tool alone")
-                is_named = False
-            told["tool_choice"] = named if is_named else "required"
-    return told
+    return told | _tool_fields(conversation.tools or [], request.tools, kind)
+
+
+def _tool_fields(
+    tools: list[dict[str, Any]], rules: ToolRules | None, kind: Kind
+) -> dict[str, Any]:
+    if rules is None or not rules.must_call:
+        return {"tools": tools} if tools else {}
+    if "tool_choice" in kind.lacks:
+        raise refused("tool_choice", kind, kind.lacks["tool_choice"])
+    name = rules.tools[0].name
+    if not (len(rules.tools) == 1 and rules.is_single):
+        return {"tools": tools, "tool_choice": "required"}
+    if "tool_choice.function" in kind.lacks:
+        if len(tools) > 1:
+            why = f"an upstream of kind {kind.name}, which heeds no name there"
+            raise refused("tool_choice", kind, why, "offer that tool alone")
+        return {"tools": tools, "tool_choice": "required"}
+    if kind.hides_tools:
+        tools = [tool for tool in tools if tool["function"]["name"] == name]
+    return {"tools": tools, "tool_choice": {"type": "function", "function": {"name": name}}}
 
 
 def _of_conversation(conversation: Unrendered, kind: Kind) -> dict[str, Any]:
@@ -127,8 +136,10 @@ class ChatReader:
         reads_tools: bool,
         give: Callable[[Delta], None],
         loops: LoopLimits | None = None,
+        stop_ids: tuple[int, ...] = (),
     ) -> None:
         self._answers = [Answer(f"call_{name}_{i}", reads_tools, loops) for i in range(num_choices)]
+        self._stop_ids = stop_ids
         self._looped: set[int] = set()
         self._give = give
         self._usage = Usage()
@@ -142,7 +153,7 @@ class ChatReader:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise BrokenStream(f"not an event of /v1/chat/completions: {error}") from error
         if event.error is not None:
-            raise BrokenStream(message_of(event.error)[0])
+            raise event_error(event.error)
         if event.usage is not None:
             self._usage = event.usage
         for choice in event.choices:
@@ -177,9 +188,9 @@ class ChatReader:
         answer, told, message = self._answers[choice.index], Told(), choice.delta or Message()
         self.has_news = True
         answer.read(message, told)
-        reason, detail = None, choice.stop_reason
-        if detail is None and isinstance(choice.matched_stop, str):
-            detail = choice.matched_stop
+        reason, detail, matched = None, choice.stop_reason, choice.matched_stop
+        if detail is None and (isinstance(matched, str) or matched in self._stop_ids):
+            detail = matched  # the end of an answer is one, too, and is silent
         if choice.finish_reason is not None:
             reason = _REASONS.get(choice.finish_reason)
             if reason is None:

@@ -16,7 +16,7 @@ from fathom.core.loop_guard import LoopGuard, LoopLimits
 from fathom.core.types import FinishReason, Request, TokenEvent, TokenLogprobs
 from fathom.engine.requests import GenerateRequest
 from fathom.engine.upstream.kinds import Kind, form_fields, refused, sampling_fields
-from fathom.engine.upstream.wire import Usage, message_of
+from fathom.engine.upstream.wire import Usage, event_error
 from fathom.perf.http_stream import BrokenStream
 from fathom.text.grammar.asked import Asked
 from fathom.text.tokenizer import Tokenizer
@@ -75,8 +75,9 @@ def body_of(
     if limit is not None:
         told["thinking_token_budget"] = limit.num_tokens
     if sampling.logprobs is not None:
-        if not kind.names_ids:
-            raise refused("logprobs", kind)
+        if sampling.logprobs and not kind.names_ids:
+            why = f"an upstream of kind {kind.name}, which names alternatives by their text"
+            raise refused("logprobs", kind, why, "ask for those of the answer's own tokens alone")
         told |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
     return told if request.asked is None else told | _bound(request.asked, kind, tokenizer)
 
@@ -135,7 +136,7 @@ class CompletionReader:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise BrokenStream(f"not an event of /v1/completions: {error}") from error
         if event.error is not None:
-            raise BrokenStream(message_of(event.error)[0])
+            raise event_error(event.error)
         for choice in event.choices:
             self._choice(choice)
         if event.usage is not None:

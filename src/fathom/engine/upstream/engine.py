@@ -22,7 +22,7 @@ from fathom.engine.upstream import chat, completions
 from fathom.engine.upstream.config import UpstreamConfig
 from fathom.engine.upstream.deltas import DeltaStream
 from fathom.engine.upstream.files import context_of, text_side
-from fathom.engine.upstream.kinds import KINDS, Kind, as_sent
+from fathom.engine.upstream.kinds import KINDS, Kind, as_sent, as_started
 from fathom.engine.upstream.wire import EventStream, Upstream
 from fathom.errors import (
     ConfigError,
@@ -86,6 +86,9 @@ class UpstreamEngine:
         self._model = self.config.model or str(card["id"])
         asked = self.config.upstream_kind
         self._kind = KINDS.get(str(card.get("owned_by")) if asked == "auto" else asked, self._kind)
+        if self._kind.settings:
+            settings = await self._upstream.settings(self._kind.settings)
+            self._kind = as_started(self._kind, settings)
         if self.config.tokenizer and not self._kind.has_ids:
             raise ConfigError(
                 "--tokenizer",
@@ -245,9 +248,9 @@ class UpstreamEngine:
         if request.unrendered is not None:
             body = chat.body_of(request, request.unrendered, self._kind, self._model)
             told = DeltaStream(request.sampling, now_s, self._observer)
-            reads_tools, num_choices = bool(request.unrendered.tools), request.sampling.n
-            loops = self._loops(request.sampling, num_bytes=4)
-            parts = chat.ChatReader(request.id, num_choices, reads_tools, told.give, loops)
+            sampling, reads_tools = request.sampling, bool(request.unrendered.tools)
+            loops, stop_ids = self._loops(sampling, num_bytes=4), sampling.stop_token_ids
+            parts = chat.ChatReader(request.id, sampling.n, reads_tools, told.give, loops, stop_ids)
             return chat.PATH, body, parts, told
         tokenizer = self.text.tokenizer
         body = completions.body_of(request, self._kind, self._model, tokenizer)

@@ -2,7 +2,7 @@
 
 A field that a kind does not have is refused by name: sent on, it would be ignored there or refused
 in words that are about another request. Sources: the request types of vLLM 0.10.2 and later
-(`entrypoints/openai`) and of SGLang (`python/sglang/srt/entrypoints/openai/protocol.py`@004c82e);
+(`entrypoints/openai`) and of SGLang 0.5.23 (`srt/entrypoints/openai/protocol.py`), which was run;
 of llama.cpp's server `tools/server/server-schema.cpp`@0177c34 and the reading of `tool_choice` in
 `server-common.cpp`, which takes an object for "auto"; DeepSeek's reference of its chat completions
 and its guide to thinking mode.
@@ -11,7 +11,7 @@ and its guide to thinking mode.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from fathom.core.structured import FORMS
@@ -27,34 +27,50 @@ _VLLM = (*_SGLANG, "allowed_token_ids")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """`has_ids`: gives the answer's token ids, on whose account it can be read exactly. `sampling`:
-    fields under our names. `lacks`: fields that others have and that it ignores. `forms`: of
-    structured outputs, with the field that takes each; `*` is the whole object. `thinking`: how
-    reasoning is asked for. `names_ids`: in logprobs, too. `has_salt`: parts prefix caches.
-    `takes_lark`: grammars of ours, in which control tokens stand by id. `ends_loops`: unless
-    `repetition_detection` is false."""
+    fields under our names. `lacks`: fields that others have and that it ignores, with why, where
+    that is not plain. `forms`: of structured outputs, with the field that takes each; `*` is the
+    whole object. `thinking`: how reasoning is asked for. `names_ids`: of alternatives in logprobs,
+    too. `has_salt`: parts prefix caches. `priority`: what turns ours, of which lower ones go first,
+    into its; 0: has none. `takes_lark`: grammars of ours, in which control tokens stand by id.
+    `ends_loops`: unless `repetition_detection` is false. `repeats_seed`: gives each of `n` choices
+    the same seed. `hides_tools`: shows the model a tool that is named alone, while its grammar lets
+    all be called. `settings`: where it tells how it was started."""
 
     name: str
     has_ids: bool = False
     names_ids: bool = False
     has_salt: bool = False
-    has_priority: bool = False
+    priority: Literal[-1, 0, 1] = 0
     has_budget: bool = False
     can_continue: bool = False
     takes_lark: bool = False
     ends_loops: bool = False
-    lacks: frozenset[str] = frozenset()
+    repeats_seed: bool = False
+    hides_tools: bool = False
+    lacks: Mapping[str, str] = field(default_factory=dict)
     sampling: frozenset[str] = frozenset()
     forms: Mapping[str, str]
     thinking: Literal["template", "type", "none"] = "none"
+    settings: str = ""
 
 
+# What SGLang honours only where a flag was given, and else ignores.
+_FLAGS = {
+    "seed": "enable_deterministic_inference",
+    "priority": "enable_priority_scheduling",
+    "tool_choice": "tool_call_parser",
+}
+_UNFLAGGED = {
+    name: f"an SGLang that was started without --{flag.replace('_', '-')}"
+    for name, flag in _FLAGS.items()
+}
 _OPENAI_FORMS = {"json": "response_format", "json_object": "response_format"}
 _OWN = Kind(
     name="fathom",
     has_ids=True,
     names_ids=True,
     has_salt=True,
-    has_priority=True,
+    priority=1,
     has_budget=True,
     can_continue=True,
     takes_lark=True,
@@ -72,23 +88,26 @@ KINDS: Mapping[str, Kind] = {
             name="sglang",
             has_ids=True,
             has_salt=True,
-            has_priority=True,
+            priority=-1,
+            repeats_seed=True,
+            hides_tools=True,
             sampling=frozenset(_SGLANG),
             can_continue=True,
-            lacks=frozenset(("add_generation_prompt",)),
+            lacks={"add_generation_prompt": "", **_UNFLAGGED},
             forms={**_OPENAI_FORMS, "regex": "regex", "grammar": "ebnf"},
             thinking="template",
+            settings="/server_info",
         ),
         Kind(
             name="llamacpp",
             sampling=frozenset(("top_k", "min_p", "ignore_eos")),
-            lacks=frozenset(("tool_choice.function",)),
+            lacks={"tool_choice.function": ""},
             forms=_OPENAI_FORMS,
             thinking="template",
         ),
         Kind(
             name="deepseek",
-            lacks=frozenset(("n", "seed", "logit_bias")),
+            lacks={"n": "", "seed": "", "logit_bias": ""},
             forms={"json_object": "response_format"},
             thinking="type",
         ),
@@ -96,6 +115,15 @@ KINDS: Mapping[str, Kind] = {
     )
 }
 _NEUTRAL = SamplingParams()
+
+
+def as_started(kind: Kind, settings: Mapping[str, Any]) -> Kind:
+    """`kind` as its `settings` have it. Untold, the two flags that few set are taken to be off and
+    the one that serving calls needs to be on."""
+    has = {name for name, flag in _FLAGS.items() if settings.get(flag, name == "tool_choice")}
+    lacks = {name: why for name, why in kind.lacks.items() if name not in has}
+    is_ours = kind.priority and settings.get("schedule_low_priority_values_first")
+    return replace(kind, lacks=lacks, priority=1 if is_ours else kind.priority)
 
 
 def sampling_fields(request: GenerateRequest, kind: Kind) -> dict[str, Any]:
@@ -108,7 +136,9 @@ def sampling_fields(request: GenerateRequest, kind: Kind) -> dict[str, Any]:
     told |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
     for name in ("n", "seed", "logit_bias"):
         if name in kind.lacks and getattr(sampling, name) != getattr(_NEUTRAL, name):
-            raise refused(name, kind)
+            raise refused(name, kind, kind.lacks[name])
+    if kind.repeats_seed and sampling.n > 1 and sampling.seed is not None:
+        raise refused("seed", kind, "an upstream that gives all of n choices the same seed")
     for name in ("presence_penalty", "frequency_penalty", "seed", *_VLLM):
         value = getattr(sampling, name)
         if value == getattr(_NEUTRAL, name):
@@ -125,9 +155,9 @@ def sampling_fields(request: GenerateRequest, kind: Kind) -> dict[str, Any]:
     if sampling.prompt_logprobs is not None:
         raise refused("prompt_logprobs", kind, "scores of the prompt are not passed through")
     if request.priority:
-        if not kind.has_priority:
-            raise refused("priority", kind)
-        told["priority"] = request.priority
+        if not kind.priority or "priority" in kind.lacks:
+            raise refused("priority", kind, kind.lacks.get("priority", ""))
+        told["priority"] = kind.priority * request.priority
     if request.cache_salt and kind.has_salt:
         told["cache_salt"] = request.cache_salt
     return told

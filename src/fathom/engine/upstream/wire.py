@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +25,9 @@ from fathom.perf.http_stream import BrokenStream, HttpClient, Origin, Response
 # An event of an answer that is longer than this is no event.
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 MAX_WHOLE_BYTES = 8 * 1024 * 1024
+# In the words of vLLM, SGLang, OpenAI's and DeepSeek's APIs, and in llama.cpp's.
+_TOO_LONG = re.compile(r"context (length|size)")
+_log = logging.getLogger(__name__)
 _KEY_FIX = "put the upstream's key into the variable that --api-key-env names"
 
 
@@ -125,6 +130,15 @@ class Upstream:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise UpstreamError(f"the upstream's {path} is not JSON", found=str(error)) from error
 
+    async def settings(self, path: str) -> dict[str, Any]:
+        """The object at `path`; an empty one where a router does not pass it on."""
+        try:
+            told = await self.get_json(path)
+        except FathomError as error:
+            _log.warning("the upstream does not tell its settings error=%s", error)
+            told = None
+        return told if isinstance(told, dict) else {}
+
     async def stream(self, path: str, body: dict[str, Any], events: EventStream) -> None:
         """Ask, and feed `events` until the answer is over. Raises: FathomError."""
         raw = msgspec.json.encode(body)
@@ -173,17 +187,31 @@ def error_of(response: Response) -> FathomError:
 
     A 400 is the client's own, passed on; a wrong key is the proxy's, which its client cannot mend.
     """
-    status = response.status
     message, param = _parts(bytes(response.body))
+    return _error(response.status, message, param, response.retry_after)
+
+
+def event_error(error: object) -> FathomError | BrokenStream:
+    """What an error within a stream means. SGLang checks forms after it has begun to answer, and
+    gives the status that would have been as `code`."""
+    code = error.get("code") if isinstance(error, dict) else None
+    message, param = message_of(error)
+    if isinstance(code, int) and (400 <= code < 500 or code == 503):
+        return _error(code, message, param, "")
+    return BrokenStream(message)
+
+
+def _error(status: int, message: str, param: str | None, retry_after: str) -> FathomError:
     found = f"{status}: {message}"[:2000]
     if status == 429:
         return OverloadedError(
-            "the upstream takes no more", retry_after_s=_seconds(response.retry_after), found=found
+            "the upstream takes no more", retry_after_s=_seconds(retry_after), found=found
         )
     if status in (401, 403):
         return UpstreamError("the upstream refused the proxy's key", found=found, fix=_KEY_FIX)
     if status in (400, 413, 422):
-        return RequestError("the upstream refused the request", param=param, found=found)
+        code = "context_length_exceeded" if _TOO_LONG.search(message) else None
+        return RequestError("the upstream refused the request", param=param, code=code, found=found)
     if status == 503:
         return UnavailableError("the upstream is not available", found=found)
     if status == 504:
