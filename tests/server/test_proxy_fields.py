@@ -45,6 +45,8 @@ REFUSED: list[tuple[str | None, str, dict[str, Any], str]] = [
     (None, "deepseek", {"n": 2}, "n"),
     (None, "deepseek", {"seed": 1}, "seed"),
     (None, "deepseek", {"logit_bias": {"5": 1}}, "logit_bias"),
+    (None, "deepseek", {"presence_penalty": 0.5}, "presence_penalty"),
+    (None, "deepseek", {"frequency_penalty": 0.5}, "frequency_penalty"),
     (None, "sglang", {"add_generation_prompt": False}, "add_generation_prompt"),
     (None, "llamacpp", {"tools": [*TOOLS, *OTHER], "tool_choice": NAMED}, "tool_choice"),
     (None, "vllm", {"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),

@@ -4,8 +4,9 @@ A field that a kind does not have is refused by name: sent on, it would be ignor
 in words that are about another request. Sources: the request types of vLLM 0.10.2 and later
 (`entrypoints/openai`) and of SGLang 0.5.23 (`srt/entrypoints/openai/protocol.py`), which was run;
 of llama.cpp's server `tools/server/server-schema.cpp`@0177c34 and the reading of `tool_choice` in
-`server-common.cpp`, which takes an object for "auto"; DeepSeek's reference of its chat completions
-and its guide to thinking mode.
+`server-common.cpp`, which takes an object for "auto"; DeepSeek's guides to thinking mode and JSON
+output, its list of models and its error codes, as of October 2026, and for the fields of a request
+`ChatRequest` of the crate deepseek-sdk 0.4.0, which follows its reference.
 """
 
 from __future__ import annotations
@@ -107,7 +108,9 @@ KINDS: Mapping[str, Kind] = {
         ),
         Kind(
             name="deepseek",
-            lacks={"n": "", "seed": "", "logit_bias": ""},
+            lacks=dict.fromkeys(
+                ("n", "seed", "logit_bias", "presence_penalty", "frequency_penalty"), ""
+            ),
             forms={"json_object": "response_format"},
             thinking="type",
         ),
@@ -134,7 +137,7 @@ def sampling_fields(request: GenerateRequest, kind: Kind) -> dict[str, Any]:
     sampling = request.sampling
     told: dict[str, Any] = {"n": sampling.n, "max_tokens": sampling.max_tokens}
     told |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    for name in ("n", "seed", "logit_bias"):
+    for name in ("n", "seed", "logit_bias", "presence_penalty", "frequency_penalty"):
         if name in kind.lacks and getattr(sampling, name) != getattr(_NEUTRAL, name):
             raise refused(name, kind, kind.lacks[name])
     if kind.repeats_seed and sampling.n > 1 and sampling.seed is not None:
