@@ -83,15 +83,13 @@ def test_odd_markers(starts_inside: bool, pieces: list[Piece], expected: tuple[s
 @given(data=st.data(), starts_inside=st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_an_answer_about_the_markers_stays_whole(data: st.DataObject, starts_inside: bool) -> None:
-    """An answer that named `<think>` went on as reasoning, and a call whose arguments named it broke
-    off: what writes a program that parses such answers samples these tokens."""
+    """An answer that named `<think>` went on as reasoning, and a call that named it broke off: what
+    writes a program that parses such answers samples these tokens."""
     before = [Piece("r"), Piece(marker=END_THINK)] if starts_inside else []
     words = data.draw(st.lists(st.sampled_from([THINK, END_THINK, "\n", "a"]), max_size=8))
     pieces = [Piece(marker=word) if "<" in word else Piece(word) for word in words]
     for opening in (Piece("a"), Piece(marker=CALL_BEGIN)):
-        splitter = ReasoningSplitter(
-            starts_inside=starts_inside, ends_at=frozenset({CALL_BEGIN})
-        )
+        splitter = ReasoningSplitter(starts_inside=starts_inside, ends_at=frozenset({CALL_BEGIN}))
         reasoning, answer = split(splitter, [*before, opening, *pieces])
         assert reasoning == ("r" if starts_inside else "")
         assert answer == (opening.text or CALL_BEGIN) + "".join(words)
