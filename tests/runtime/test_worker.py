@@ -189,7 +189,7 @@ def test_greedy_tokens_equal_the_naive_loop(
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), num_drafts=st.sampled_from([0, 1, 3]), budget=st.integers(0, 9))
 def test_reasoning_ends_at_its_limit(seed: int, num_drafts: int, budget: int) -> None:
-    """With drafts too, and only where the output opened reasoning and has not closed it."""
+    """With drafts too, and only where the output began with reasoning and has not closed it."""
     rng = random.Random(seed)
     drafts = ToyDrafts(2) if num_drafts else None
     driver = Driver(make_worker(3, drafts=drafts), 3, seed, num_drafts)
@@ -197,7 +197,7 @@ def test_reasoning_ends_at_its_limit(seed: int, num_drafts: int, budget: int) ->
     for i, prompt in enumerate(_prompts(rng, 4)):
         free = naive_tokens(prompt, 16)
         limit = ReasoningLimit(
-            budget, free[rng.randrange(16)], rng.choice([None, free[0], free[3]])
+            budget, free[rng.randrange(16)], rng.choice([None, free[0], free[3], free[4]])
         )
         clients.append(Client(i, prompt, replace(greedy(16), reasoning_limit=limit)))
     driver.run(clients)
@@ -215,7 +215,7 @@ def test_reasoning_ends_at_its_limit(seed: int, num_drafts: int, budget: int) ->
             is_closed |= token == limit.end_id
             if num_inside is not None:
                 num_inside += 1
-            elif token == limit.start_id:
+            elif token == limit.start_id and len(expected) <= 4:
                 num_inside = 0
         assert client.outputs == expected
 

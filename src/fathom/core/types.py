@@ -23,11 +23,16 @@ from fathom.core.structured import StructuredOutputs as StructuredOutputs
 FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 
 
+# Tokens up to the one that opens the reasoning; before it there is white space at most.
+_MOST_TO_OPEN = 4
+
+
 @dataclass(frozen=True, slots=True)
 class ReasoningLimit:
     """At most `num_tokens` of reasoning; then `end_id` comes, whatever the model would say.
 
-    `start_id` opens the reasoning in the output; None where the prompt has opened it.
+    `start_id` opens the reasoning where it is one of the first outputs (later on, an answer speaks
+    of it); None where the prompt has opened it.
     """
 
     num_tokens: int
@@ -38,7 +43,7 @@ class ReasoningLimit:
         """Whether the token after `output_ids` must be `end_id`."""
         num_inside = len(output_ids)
         if self.start_id is not None:
-            if self.start_id not in output_ids:
+            if self.start_id not in output_ids[:_MOST_TO_OPEN]:
                 return False
             num_inside -= output_ids.index(self.start_id) + 1
         return num_inside == self.num_tokens and self.end_id not in output_ids
