@@ -14,6 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fathom.core.structured import MAX_CHOICES
 from fathom.core.types import SamplingParams, StructuredOutputs, TokenEvent
 from fathom.errors import RequestError
 from fathom.text.channels import OutputFormat
@@ -206,6 +207,57 @@ def test_reasoning_is_free_and_the_answer_is_not(
                     constraint.accept(token_id)
                 may_end = is_whole and tokenizer.eos_ids[0] in allowed_ids(constraint)
                 assert may_end == fits, (reasoning, answer)
+
+
+def test_a_required_call_leaves_no_other_form(embedded: tuple[Tokenizer, GrammarEngine]) -> None:
+    """With a form of answer beside it, `tool_choice: required` let the answer be of that form."""
+    tokenizer, engine = embedded
+    form = StructuredOutputs(choice=("yes", "no"))
+    for must_call in (False, True):
+        tools = ToolRules(tools=(ToolRule(name="f"),), format="bare", must_call=must_call)
+        constraint = engine.constraint(engine.check(Asked(form=form, tools=tools)))
+        assert constraint.count_allowed([tokenizer.special_ids[CALLS_BEGIN]]) == 1
+        assert bool(constraint.count_allowed(tokenizer.encode("yes"))) == (not must_call)
+
+
+def test_as_many_choices_as_a_request_may_have_can_be_written(
+    embedded: tuple[Tokenizer, GrammarEngine],
+) -> None:
+    """Over 2,000 of them were taken, and ended each answer with an error at its first token."""
+    tokenizer, engine = embedded
+    texts = [f'{i * 7919 % MAX_CHOICES:04}"\\你🙂\n{{{"x" * (i % 3)}' for i in range(MAX_CHOICES)]
+    grammar = engine.check(Asked(form=StructuredOutputs(choice=tuple(texts))))
+    for seed, text in enumerate(texts[::512]):
+        constraint = engine.constraint(grammar)
+        ids = (*tokenizer.encode(text), tokenizer.eos_ids[0])
+        assert constraint.count_allowed(ids) == len(ids)
+        answer = random_answer(
+            engine.constraint(grammar), tokenizer, random.Random(seed), jumps=True
+        )
+        assert answer is not None
+        assert answer[0] in texts
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (
+            {"type": "object", "properties": {f"p{i}": True for i in range(600)}},
+            "more states than the limit.*at #:",
+        ),
+        ({"$ref": "#"}, "at #: it lets nothing be written"),
+    ],
+    ids=["many properties", "a circle"],
+)
+def test_a_schema_that_no_answer_can_begin_is_refused_where_it_stands(
+    embedded: tuple[Tokenizer, GrammarEngine], schema: Any, words: str
+) -> None:
+    """The first compiled, and each answer ended with an error that named no field."""
+    for reasoning in ("none", "inside"):
+        form = StructuredOutputs(json=schema)
+        with pytest.raises(RequestError, match=words) as caught:
+            embedded[1].check(Asked(form=form, reasoning=reasoning))  # type: ignore[arg-type]
+        assert caught.value.param == "structured_outputs.json"
 
 
 def test_markers_within_reasoning_and_text_are_not_allowed(

@@ -1,6 +1,6 @@
 """What was asked of an answer, as one grammar in the notation of the grammar engine (Lark).
 
-    start: (reasoning gap)? (form | text? calls)
+    start: (reasoning gap)? (form | text? calls)       where a call is required, calls alone
 
 Control tokens stand in it by id, so that no text of the answer can pretend to be one.
 """
@@ -67,7 +67,7 @@ def _grammar(asked: Asked, tokenizer: Tokenizer) -> tuple[str, list[dict[str, st
     rules = _Rules(tokenizer)
     before = rules.reasoning(asked.reasoning)
     answers = []
-    if asked.form is not None:
+    if asked.form is not None and not (asked.tools and asked.tools.must_call):
         answers.append(rules.form(asked.form))
     if asked.tools is not None:
         calls = rules.calls(asked.tools)
@@ -112,7 +112,9 @@ class _Rules:
         if form.regex is not None:
             return _regex(form.regex)
         if form.choice is not None:
-            return f"({' | '.join(json.dumps(text) for text in form.choice)})"
+            # A terminal, as rules may not have so many items.
+            self.lines.append(f"CHOICE: {' | '.join(json.dumps(text) for text in form.choice)}")
+            return "CHOICE"
         if form.structural_tag is not None:
             return self._tags(str(form.structural_tag), form)
         return self._own_grammar(str(form.grammar), form.field_path("grammar"))

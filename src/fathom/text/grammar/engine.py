@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -38,6 +39,7 @@ _SLICES = [
     *(f"{_CHARACTER}{{1,{count}}}" for count in (2, 4, 6, 8, 10, 15, 20, 30)),
     f"{_CHARACTER}+",
 ]
+_NUM_BEGUN = 4  # tokens of an answer that are tried before a grammar is taken
 _MAX_LOCATED = 200  # schemas compiled by themselves to find the one at fault
 
 
@@ -72,11 +74,27 @@ class GrammarEngine:
         Raises: RequestError that names the field, and where it can the place in it.
         """
         text = grammar_text(asked, self._tokenizer)
+        bare = replace(asked, reasoning="none")
         try:
-            self.constraint(text).mask(()).read()
+            self._begin(self.constraint(text))
+            if asked.reasoning != "none":
+                self._begin(self.constraint(grammar_text(bare, self._tokenizer)))
         except RequestError as error:
             raise self._located(asked, error) from None
         return text
+
+    def _begin(self, constraint: TokenConstraint) -> None:
+        """Write the first tokens of an answer: some grammars outgrow the limits there.
+
+        Raises: RequestError where this one does.
+        """
+        ends = sum(1 << token_id for token_id in self._tokenizer.eos_ids)
+        for _ in range(_NUM_BEGUN):
+            row = int.from_bytes(constraint.mask(()).read(), "little") & ~ends
+            if row:
+                constraint.accept(row.bit_length() - 1)
+            if constraint.error:
+                raise _refusal(constraint.error)
 
     def constraint(self, text: str) -> TokenConstraint:
         """An automaton at the start of a grammar that `check` gave.
@@ -102,15 +120,7 @@ class GrammarEngine:
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
-            said = _said(matcher)
-            is_over = _LIMITS.search(said) is not None
-            raise RequestError(
-                "the grammar needs more states than the limit"
-                if is_over
-                else "the grammar does not compile",
-                code="schema_state_limit" if is_over else "unsupported_schema",
-                found=said,
-            )
+            raise _refusal(_said(matcher))
         return matcher
 
     def _located(self, asked: Asked, error: RequestError) -> RequestError:
@@ -129,6 +139,9 @@ class GrammarEngine:
             if isinstance(schema, dict) and not self._compiles(schema, schema):
                 field, where = name, f"at {self._pointer(schema)}: "
                 break
+        else:  # it compiles by itself, and cannot be begun
+            if len(schemas) == 1:
+                field, where = next(iter(schemas)), "at #: "
         return RequestError(
             f"{field}: {error.what}",
             param=field,
@@ -159,11 +172,24 @@ class GrammarEngine:
         return not matcher.is_error()
 
 
+def _refusal(said: str) -> RequestError:
+    is_over = _LIMITS.search(said) is not None
+    return RequestError(
+        "the grammar needs more states than the limit"
+        if is_over
+        else "the grammar does not compile",
+        code="schema_state_limit" if is_over else "unsupported_schema",
+        found=said,
+    )
+
+
 def _said(matcher: llguidance.LLMatcher) -> str:
     """The engine's message, less the places and lines of a grammar that its author never saw."""
     error = matcher.get_error()
     if error.startswith("panic"):  # on its way to say what is wrong, most of the time
         return "the grammar engine cannot say why"
+    if error.startswith("NoExtension"):
+        return "it lets nothing be written"
     lines = [line for line in error.splitlines() if not _LISTING.match(line)]
     return _PLACE.sub("", "\n".join(lines)).strip()[:500]
 
