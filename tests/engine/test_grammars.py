@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import resource
 import signal
 import time
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from fathom import LLM, SamplingParams
 from fathom.core.types import StructuredOutputs
-from fathom.engine import grammars
+from fathom.engine import grammar_process, grammars
 from fathom.engine.grammars import GrammarChecker
 from fathom.errors import EngineError, RequestError
 from fathom.text.grammar.asked import Asked
@@ -123,6 +124,22 @@ def test_large_grammars_do_not_stay_until_the_next_one_is_too_large() -> None:
             await checker.close()
 
     asyncio.run(main())
+
+
+def test_references_that_lead_on_for_ever_crash_nothing() -> None:
+    """The grammar engine follows them on its stack: a chain of 4,000 ended the process, which was
+    told as an error of the server. What compiles here has to compile in the engine's process too,
+    so there is less of a stack here."""
+    for wrap in ({"items": 0}, {"allOf": [0]}, 0):
+        links = [json.loads(json.dumps(wrap).replace("0", f'{{"$ref": "#/$defs/{i + 1}"}}'))
+                 for i in range(4000)]  # fmt: skip
+        defs = {str(i): link for i, link in enumerate(links)} | {"4000": {"type": "string"}}
+        error = refusal(asked(json={"$defs": defs, "$ref": "#/$defs/0"}))
+        assert (error.http_status, error.code) == (400, "unsupported_schema"), error
+        assert re.search(r"at #/\$defs/\d+.*/\$ref", str(error)), error
+    soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    less, _ = grammar_process._less_stack()
+    assert 0 < less < (soft if soft != resource.RLIM_INFINITY else 2 << 20)
 
 
 def test_letters_of_many_bytes_in_a_wrong_schema_crash_nothing() -> None:

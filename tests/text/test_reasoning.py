@@ -83,8 +83,8 @@ def test_odd_markers(starts_inside: bool, pieces: list[Piece], expected: tuple[s
 @given(data=st.data(), starts_inside=st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_an_answer_about_the_markers_stays_whole(data: st.DataObject, starts_inside: bool) -> None:
-    """An answer that named `<think>` went on as reasoning, and a call that named it broke off: what
-    writes a program that parses such answers samples these tokens."""
+    """An answer that named `<think>` went on as reasoning, and a call whose arguments named it
+    broke off: a program that parses such answers is written with these tokens."""
     before = [Piece("r"), Piece(marker=END_THINK)] if starts_inside else []
     words = data.draw(st.lists(st.sampled_from([THINK, END_THINK, "\n", "a"]), max_size=8))
     pieces = [Piece(marker=word) if "<" in word else Piece(word) for word in words]

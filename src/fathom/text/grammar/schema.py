@@ -9,11 +9,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from fathom.errors import RequestError
 
 MAX_DEPTH = 64
 MAX_SUBSCHEMAS = 20_000
+MAX_CHAIN = 1000  # levels of references that lead on; the engine follows them on its stack
 # What the engine has no word for; `translate` says it in others.
 TRANSLATED = frozenset(
     {"dependentRequired", "dependentSchemas", "if", "then", "else", "not", "propertyNames"}
@@ -85,6 +87,31 @@ def find_fault(schema: Any) -> SchemaFault | None:
         fault = _fault_of(inner, pointer)
         if fault is not None:
             return fault
+    return _long_chain(schema)
+
+
+def _long_chain(schema: Any) -> SchemaFault | None:
+    """The reference with which following one after the other, as the engine does, gets too deep."""
+    places = list(subschemas(schema))
+    starts = {pointer: index for index, (pointer, _) in enumerate(places)}
+    waiting, seen = [("#", 0)], set()
+    while waiting:
+        target, depth = waiting.pop()
+        if target in seen or target not in starts:
+            continue
+        seen.add(target)
+        found = []
+        for index in range(starts[target], len(places)):
+            pointer, inner = places[index]
+            if pointer != target and not pointer.startswith(f"{target}/"):
+                break
+            if isinstance(inner, dict) and isinstance(inner.get("$ref"), str):
+                level = depth + 1 + pointer.count("/") - target.count("/")
+                if level > MAX_CHAIN:
+                    what = f"references lead on from one to the other over {MAX_CHAIN} levels deep"
+                    return SchemaFault(what, f"{pointer}/$ref")
+                found.append((unquote(inner["$ref"]), level))
+        waiting += reversed(found)
     return None
 
 
