@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,20 @@ def run(source: str, **limits: Any) -> str:
         "{{ 'x' | center(99999999) }}",
         "{{ '%99999999d' | format(1) }}",
         "{{ range(99999999) | list }}",
+        "{{ '%99999999d' % 1 }}",
+        "{{ '{:>99999999}'.format(1) }}",
+        "{{ ('x' * 9999999).replace('x', 'y' * 9999) }}",
+        "{{ ('x' * 9999999) | replace('x', 'y' * 9999) }}",
+        "{{ ('x' * 9999999).join('y' * 9999) }}",
+        "{{ ('y' * 9999) | join('x' * 9999999) }}",
+        "{{ 'y'.translate({121: 'x' * 9999999}) }}",
+        "{{ (range(99999) | list * 99) | sort }}",
+        "{{ lipsum(99999) }}",
+        *(
+            f"{{% set ns = namespace(x={x}) %}}{{% for i in range(40) %}}"
+            f"{{% set ns.x = ns.x {plus} ns.x %}}{{% endfor %}}"
+            for x, plus in (("'ab'", "~"), ("'ab'", "+"), ("[1]", "+"))
+        ),
         "{{ messages.append(1) }}",
         "{{ ''.__class__.__mro__ }}",
         "{{ messages[0].content.__init__.__globals__ }}",
@@ -112,8 +127,22 @@ def run(source: str, **limits: Any) -> str:
     ],
 )
 def test_a_template_stays_in_its_sandbox(source: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF)
     with contextlib.suppress(RequestError, ConfigError):
         assert run(source, time_s=0.2) == ""  # what is not there is nothing
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_utime - before.ru_utime < 2
+    assert after.ru_maxrss - before.ru_maxrss < 200 * 1024  # kB
+
+
+def test_texts_are_changed_as_jinja_changes_them() -> None:
+    source = (
+        "{{ 'a-b'.replace('-', '+') }} {{ 'aaa' | replace('a', 'b', 2) }} {{ ''.replace('', 'z') }}"
+        " {{ ', '.join(['x', 'y']) }} {{ [1, none, 'x'] | join('|') }} {{ 1 + 2 }} {{ [1] + [2] }}"
+        " {{ messages | join(attribute='role') }} {{ 7 % 3 }} {{ 'a' ~ 1 ~ none }} {{ 'ab' * 2 }}"
+    )
+    messages = [{"role": "user", "content": ""}]
+    assert run(source) == render_published(source, messages, generate=False)
 
 
 def test_the_prompt_has_a_greatest_length() -> None:

@@ -9,23 +9,20 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fathom.errors import ConfigError, RequestError
 from fathom.text.messages import Message, Tool
 from fathom.text.render import Conversation
+from fathom.text.sandbox import MAX_TEXT, Sandbox
 from fathom.text.segments import PromptBuilder
 
 MAX_TEMPLATE_BYTES = 256 * 1024
-_MAX_TEXT = 1 << 24  # characters that a prompt, or one operation in a template, may have
-_PADDERS = ("center", "expandtabs", "format", "format_map", "ljust", "rjust", "zfill")
-_FILTERS = ("center", "format", "indent", "urlize", "wordwrap", "xmlattr", "random", "pprint")
 _MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))  # noncharacters, which no text is meant to have
 
 
@@ -34,57 +31,7 @@ class JinjaLimits:
     """What one prompt may take: seconds, and characters of output."""
 
     time_s: float = 2.0
-    output_chars: int = _MAX_TEXT
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Every loop, call and look-up asks whether time is up; text cannot be multiplied at will."""
-
-    intercepted_binops = frozenset(("*", "**"))
-
-    def __init__(self) -> None:
-        super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        self.check: Callable[[], None] = lambda: None
-        for name in _FILTERS:
-            del self.filters[name]
-        self.filters["tojson"] = _to_json
-        self.filters["_watched"] = self._watched
-        self.globals["raise_exception"] = _refuse
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, "_watched", [], [], None, None)
-        return tree
-
-    def _watched(self, items: Iterable[Any]) -> Iterator[Any]:
-        for item in items:
-            self.check()
-            yield item
-
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        self.check()
-        return super().call(*args, **kwargs)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        self.check()
-        return super().getitem(obj, argument)
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        is_padder = isinstance(obj, str) and attr in _PADDERS
-        return not is_padder and super().is_safe_attribute(obj, attr, value)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        sizes = [
-            side if isinstance(side, int) else len(side)
-            for side in (left, right)
-            if isinstance(side, int | str | list | tuple)
-        ]
-        if operator == "**" or (len(sizes) == 2 and abs(sizes[0] * sizes[1]) > _MAX_TEXT):
-            raise SecurityError(f"{operator} is not allowed to make so much")
-        return super().call_binop(context, operator, left, right)
+    output_chars: int = MAX_TEXT
 
 
 class JinjaTemplate:
@@ -110,7 +57,7 @@ class JinjaTemplate:
             wanted = f"at most {MAX_TEMPLATE_BYTES}"
             raise ConfigError("--chat-template", found=f"{size} bytes", wanted=wanted)
         try:
-            _Sandbox().from_string(source)
+            Sandbox().from_string(source)
         except TemplateError as error:
             raise ConfigError("--chat-template", found=f"no Jinja: {error}") from None
 
@@ -145,7 +92,7 @@ class JinjaTemplate:
         return guard.prompt(text)
 
     def _text(self, variables: Mapping[str, object]) -> str:
-        environment = _Sandbox()  # of its own: the clock below is this prompt's
+        environment = Sandbox()  # of its own: the clock below is this prompt's
         deadline = time.monotonic() + self._limits.time_s
 
         def check() -> None:
@@ -243,12 +190,3 @@ def _cut_after(text: str, last: str) -> str:
             param="continue_final_message",
         )
     return text[: at + len(last)]
-
-
-def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    """As transformers' filter: no HTML escapes, and text as it is."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
