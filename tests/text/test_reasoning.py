@@ -59,7 +59,7 @@ def test_without_markers_all_is_answer(data: st.DataObject, answer: str) -> None
 @pytest.mark.parametrize(
     ("starts_inside", "pieces", "expected"),
     [
-        (False, [Piece("\na"), Piece(marker=END_THINK), Piece("\nb")], ("", "\na</think>\nb")),
+        (False, [Piece("\na"), Piece(marker=END_THINK), Piece("\nb")], ("", "\na\nb")),
         (True, [Piece(marker=THINK), Piece("\na"), Piece(marker=END_THINK)], ("a", "")),
         (
             False,
@@ -72,6 +72,11 @@ def test_without_markers_all_is_answer(data: st.DataObject, answer: str) -> None
             ("r\n<think>", ""),
         ),
         (True, [Piece("r\n"), Piece(marker=CALLS_BEGIN)], ("r", CALLS_BEGIN)),
+        (
+            True,
+            [Piece(marker=CALLS_BEGIN), Piece(marker=END_THINK), Piece("a")],
+            ("", f"{CALLS_BEGIN}a"),
+        ),
         (True, [Piece("r\n"), Piece(marker="<other>"), Piece("s")], ("r\n<other>s", "")),
     ],
 )
@@ -89,7 +94,11 @@ def test_an_answer_about_the_markers_stays_whole(data: st.DataObject, starts_ins
     words = data.draw(st.lists(st.sampled_from([THINK, END_THINK, "\n", "a"]), max_size=8))
     pieces = [Piece(marker=word) if "<" in word else Piece(word) for word in words]
     for opening in (Piece("a"), Piece(marker=CALL_BEGIN)):
-        splitter = ReasoningSplitter(starts_inside=starts_inside, ends_at=frozenset({CALL_BEGIN}))
+        splitter = ReasoningSplitter(
+            starts_inside=starts_inside,
+            has_ended=not starts_inside,
+            ends_at=frozenset({CALL_BEGIN}),
+        )
         reasoning, answer = split(splitter, [*before, opening, *pieces])
         assert reasoning == ("r" if starts_inside else "")
         assert answer == (opening.text or CALL_BEGIN) + "".join(words)

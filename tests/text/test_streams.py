@@ -258,7 +258,9 @@ def test_nothing_is_lost_and_no_markup_leaks_unseen(
 ) -> None:
     """What is told gives back what was written, in order, less the marks of the format."""
     used = chosen(tokenizer, bare_tokenizer, spells)
-    told = read(used, ids_of(used, parts), form=replace(FORM, starts_inside=inside))
+    told = read(
+        used, ids_of(used, parts), form=replace(FORM, starts_inside=inside, starts_after=not inside)
+    )
     assert bare_of_markup("".join(parts)) in map(bare_of_markup, told.orders())
     leaks = any(marker in next(told.orders()) for marker in MARKERS)
     assert leaks == told.is_stray

@@ -124,7 +124,7 @@ class Tally:
 
 
 def stray(answer: Delta | Choice) -> dict[str, bool]:
-    """`has_stray_markup`, where some of the text is markup of calls that could not be read."""
+    """`has_stray_markup`, where some of the text is markup."""
     return {"has_stray_markup": True} if answer.has_stray_markup else {}
 
 

@@ -24,12 +24,14 @@ class OutputFormat:
     """How to read an answer. The default reads none of it: all is text.
 
     `splits_reasoning`: part it at `<think>` and `</think>`; `starts_inside`: the prompt has opened
-    the reasoning; `opens_reasoning`: the model will. `tools`: the format of tool calls, where the
-    request offers tools; `repairs`: what is mended in their arguments.
+    the reasoning; `starts_after`: it has closed it, too; `opens_reasoning`: the model will open it.
+    `tools`: the format of tool calls, where the request offers tools; `repairs`: what is mended in
+    their arguments.
     """
 
     splits_reasoning: bool = False
     starts_inside: bool = False
+    starts_after: bool = False
     opens_reasoning: bool = False
     tools: ToolFormat | None = None
     repairs: RepairLevel = "closing"
@@ -68,7 +70,9 @@ class Channels:
         self._has_stray_markup = False
         if format.splits_reasoning:
             ends_at = frozenset((CALLS_BEGIN, CALL_BEGIN)) if format.tools else frozenset()
-            self._reasoning = ReasoningSplitter(starts_inside=format.starts_inside, ends_at=ends_at)
+            self._reasoning = ReasoningSplitter(
+                starts_inside=format.starts_inside, has_ended=format.starts_after, ends_at=ends_at
+            )
         if format.tools:
             self._tools = ToolCallParser(lambda i: f"{name}_{i}", format.repairs)
 

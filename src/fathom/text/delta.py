@@ -60,8 +60,8 @@ class Delta(Struct, frozen=True, kw_only=True):
     (`logprobs` and `token_ids` do). `text_logprobs` are those of the answer proper, as far as is
     known when they come. `stop_reason` is the stop string or stop token id. The counts are totals
     so far; `num_prompt` is there where an upstream rendered the prompt.
-    `has_stray_markup`: some text is markup of tool calls that could not be read. `error` explains
-    finish_reason "error".
+    `has_stray_markup`: some text is markup, of tool calls that could not be read or of reasoning.
+    `error` explains finish_reason "error".
     """
 
     index: int = 0

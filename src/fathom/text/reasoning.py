@@ -12,29 +12,37 @@ Channel = Literal["reasoning", "answer"]
 class ReasoningSplitter:
     """Gives each piece of an answer its channel; the markers themselves are dropped.
 
-    `starts_inside`: the prompt opened the reasoning. Newlines next to the markers belong to the
-    format (R1 writes `<think>\\n...\\n</think>\\n\\n...`) and are dropped with them; nothing else
-    is. `ends_at` are further markers that end reasoning (a model that goes from thinking straight
-    to a tool call).
+    `starts_inside`: the prompt opened the reasoning; `has_ended`: it closed it. Newlines next to
+    the markers belong to the format (R1 writes `<think>\\n...\\n</think>\\n\\n...`) and are dropped
+    with them; nothing else is. `ends_at` are further markers that end reasoning (a model that goes
+    from thinking straight to a tool call).
 
-    Reasoning comes first, and once text has come `<think>` is a word, and `</think>` in the answer:
-    a model that is asked about them, or that writes a program about them, samples the same tokens.
+    Reasoning comes first: once text has come `<think>` is a word, and so is `</think>` once the
+    reasoning has ended. A model that is asked about them, or that writes a program about them,
+    samples the same tokens. An end to what nothing began parts nothing.
     """
 
-    def __init__(self, *, starts_inside: bool, ends_at: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        *,
+        starts_inside: bool,
+        has_ended: bool = False,
+        ends_at: frozenset[str] = frozenset(),
+    ) -> None:
         self.is_inside = starts_inside
         self._ends_at = ends_at
         self.trims_start = starts_inside
         self._newlines: list[str] = []
+        self._has_ended = has_ended
         self._has_text = self._is_in_call = False
 
     def push(self, piece: Piece) -> list[tuple[Channel, Piece]]:
         """The piece by channel, less newlines that may turn out to stand before `</think>`."""
         if piece.marker in REASONING_MARKERS:
-            is_end = self.is_inside and piece.marker == END_THINK
-            if is_end or not (self._has_text or self._is_in_call):
+            if not self._is_word(piece.marker):
                 self._turn(piece.marker == THINK)
                 return []
+            self._has_ended = not self.is_inside
         elif piece.marker is not None:
             self._is_in_call = piece.marker in (CALL_BEGIN, SEP)
         if piece.marker is not None:
@@ -52,7 +60,7 @@ class ReasoningSplitter:
             if not text:
                 return []
             self.trims_start = False
-        self._has_text = self._has_text or not text.isspace()
+        self._has_text = self._has_text or not (self._is_in_call or text.isspace())
         if not self.is_inside:
             return [("answer", Piece(text))]
         body = text.rstrip("\n")
@@ -71,9 +79,15 @@ class ReasoningSplitter:
         held, self._newlines = "".join(self._newlines), []
         return [("reasoning", Piece(held))] if held else []
 
+    def _is_word(self, marker: str | None) -> bool:
+        """Whether a marker of reasoning stands for itself here."""
+        if marker == END_THINK and self.is_inside:
+            return False
+        return self._is_in_call or (self._has_text and (marker == THINK or self._has_ended))
+
     def _turn(self, is_inside: bool) -> None:
         if is_inside != self.is_inside:
             self.trims_start = True
-            self._has_text = False
+            self._has_text, self._has_ended = False, not is_inside
         self.is_inside = is_inside
         self._newlines = []

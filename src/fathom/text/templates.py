@@ -56,6 +56,7 @@ class ChatTemplate:
         return OutputFormat(
             splits_reasoning=splits,
             starts_inside=is_inside,
+            starts_after=splits and prompt_ids[-1] == tokenizer.special_ids.get(END_THINK),
             opens_reasoning=self.reasons == "always"
             and prompt_ids[-1] == tokenizer.special_ids.get(ASSISTANT),
             tools=self.tool_format if reads_tools else None,

@@ -260,6 +260,23 @@ def test_a_schema_that_no_answer_can_begin_is_refused_where_it_stands(
         assert caught.value.param == "structured_outputs.json"
 
 
+def test_a_trigger_that_begins_another_hides_no_tag(
+    embedded: tuple[Tokenizer, GrammarEngine],
+) -> None:
+    """The shorter one is complete first: a tag of the longer one could never be written."""
+    tokenizer, engine = embedded
+    structures = [{"begin": begin, "schema": {"type": "null"}} for begin in ("<f", "<fg>")]
+    tags = {"structures": structures, "triggers": ["<f", "<fg"]}
+    for text, fits in (
+        ("a <fnull", True),
+        ("<fg>null b <fnull", True),
+        ("<fg", True),
+        ("<fh", False),
+    ):
+        ids = tokenizer.encode(text)
+        assert (constraint_of(engine, structural_tag=tags).count_allowed(ids) == len(ids)) == fits
+
+
 def test_markers_within_reasoning_and_text_are_not_allowed(
     embedded: tuple[Tokenizer, GrammarEngine],
 ) -> None:

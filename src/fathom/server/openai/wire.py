@@ -40,7 +40,7 @@ class MessageOut(Struct, frozen=True, omit_defaults=True):
 
 class ChatChoice(Struct, frozen=True):
     """One choice of a chat: of a whole answer with its `message`, of a chunk with its `delta`.
-    `has_stray_markup`: some of its text is markup of calls that could not be read."""
+    `has_stray_markup`: some of its text is markup."""
 
     index: int
     message: MessageOut | UnsetType = UNSET

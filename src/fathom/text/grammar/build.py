@@ -213,7 +213,8 @@ def _regex(pattern: str) -> str:
 
 
 def _structures(text: str, field: str) -> list[tuple[str, str, Any, str]]:
-    """vLLM's `structures` with the trigger of each: (trigger, begin, schema, end)."""
+    """vLLM's `structures` with the trigger of each, of several the one that text has completed
+    first: (trigger, begin, schema, end)."""
 
     def wrong(found: str, wanted: str) -> RequestError:
         return RequestError(f"{field} is not valid", param=field, found=found, wanted=wanted)
@@ -240,7 +241,7 @@ def _structures(text: str, field: str) -> list[tuple[str, str, Any, str]]:
         fitting = [trigger for trigger in triggers or () if begin.startswith(trigger)]
         if not fitting:
             raise wrong(f"structures[{index}].begin", "a text that starts with a trigger")
-        tags.append((max(fitting, key=len), begin, one.get("schema", True), end))
+        tags.append((min(fitting, key=len), begin, one.get("schema", True), end))
     return tags
 
 
