@@ -20,7 +20,7 @@ from fathom.text.grammar.schema import SchemaFault, subschemas
 from fathom.text.grammar.translate import in_engine_words
 from fathom.text.tokenizer import Tokenizer
 
-_LISTING = re.compile(r"\s*\d+ \||\s*\^\s*$")
+_LISTING = re.compile(r"\s*\d+ \||\s*\^\s*$|<non-verbose/>")
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 # What the engine says where one of `_limits` below is reached.
 _LIMITS = re.compile(
