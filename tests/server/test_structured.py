@@ -167,6 +167,8 @@ BAD = [
      "response_format.json_schema.schema", "#/items/pattern"),
     ({"response_format": response_format({"type": "object", "propertis": {}})},
      "response_format.json_schema.schema", "#/propertis"),
+    ({"response_format": response_format({"type": "integer", "multipleOf": -3})},
+     "response_format.json_schema.schema", "#/multipleOf"),
     ({"response_format": response_format({"$ref": "#/$defs/a"})},
      "response_format.json_schema.schema", "#/$ref"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},

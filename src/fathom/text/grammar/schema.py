@@ -176,10 +176,15 @@ def are_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 _SHAPES: tuple[tuple[frozenset[str], Callable[[Any], bool], str], ...] = (
     (NAMED | {"dependentRequired"}, lambda value: isinstance(value, dict), "an object"),
     (LISTS | {"enum"}, lambda value: isinstance(value, list), "a list"),
     (frozenset({"required"}), are_texts, "a list of names"),
+    (frozenset({"multipleOf"}), lambda value: _is_number(value) and value > 0, "a number over 0"),
     (frozenset({"type"}), lambda value: isinstance(value, str) or are_texts(value), "a type"),
 )
 
