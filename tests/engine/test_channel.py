@@ -38,6 +38,7 @@ from fathom.errors import ContextLengthError, EngineError, FathomError, Overload
 from tests.engine.in_process_channel import in_process_pair
 
 Pair = tuple[Any, Any]
+ANY = SamplingParams()
 
 
 def socket_pair(max_frame_bytes: int = 1 << 26) -> Pair:
@@ -234,6 +235,14 @@ def test_frames_over_the_limit_are_refused_at_both_ends() -> None:
         with pytest.raises(EngineError, match="too large"):
             client.send(Cancel(("x" * 200,)))
         client.send(Shutdown())  # the channel itself is unharmed
+        assert engine.receive(1.0) == Shutdown()
+
+
+def test_what_msgpack_cannot_hold_is_an_error_of_the_sender() -> None:
+    with opened(socket_pair) as (client, engine):
+        with pytest.raises(EngineError, match="Add message cannot be sent"):
+            client.send(Add((Request(id="a", prompt_ids=(2**64,), sampling=ANY, seed=0),)))
+        client.send(Shutdown())
         assert engine.receive(1.0) == Shutdown()
 
 

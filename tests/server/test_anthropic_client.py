@@ -273,6 +273,8 @@ def test_what_a_coding_agent_sends(client: anthropic.Anthropic, server: LiveServ
          "messages[0].content[0].zz"),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
         ({"thinking": {"type": "disabled", "budget_tokens": 5}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "adaptive", "budget_tokens": -5}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2**64}}, "thinking.budget_tokens"),
         ({"context_management": {"edits": [{"type": "clear_tool_uses"}]}}, "context_management"),
         ({"messages": [{"role": "assistant", "content": [
             {"type": "tool_use", "id": "a", "name": "f", "input": {}}]}]}, "messages"),

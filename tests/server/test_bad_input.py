@@ -103,6 +103,8 @@ def test_broken_bodies(http: httpx.Client, body: bytes, code: str) -> None:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"top_logprobs": 1}, "top_logprobs"),
         ({"priority": 2**40}, "priority"),
+        ({"thinking_token_budget": 2**64}, "thinking_token_budget"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 10**30}}, "thinking.budget_tokens"),
         ({"request_id": "a\nb"}, "request_id"),
         ({"cache_salt": ""}, "cache_salt"),
         ({"messages": []}, "messages"),
@@ -123,6 +125,24 @@ def test_values_out_of_range_are_named(
 ) -> None:
     response = http.post(CHAT, json={**ASK, **change})
     assert response.status_code in (400, 404)
+    assert error_of(response)["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/generate", {"text": "?", "priority": 2**64}, "priority"),
+        ("/v1/responses", {"input": "?", "priority": 2**64}, "priority"),
+        ("/v1/responses", {"input": "?", "thinking_token_budget": -1}, "thinking_token_budget"),
+        ("/v1/completions", {"prompt": "?", "thinking_token_budget": 2**64},
+         "thinking_token_budget"),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_message_to_the_engine_holds(
+    http: httpx.Client, path: str, body: dict[str, Any], param: str
+) -> None:
+    response = http.post(path, json=body)
+    assert response.status_code == 400
     assert error_of(response)["param"] == param
 
 

@@ -42,7 +42,7 @@ class Channel(Protocol[Sent_contra, Received_co]):
     def send(self, message: Sent_contra) -> None:
         """Hand a message over, waiting at most SEND_TIMEOUT_S for room.
 
-        Raises: ChannelClosed where an end is closed; EngineError where it is too large.
+        Raises: ChannelClosed where an end is closed; EngineError where it is too large or no msgpack.
         """
         ...
 
@@ -82,7 +82,11 @@ class SocketChannel(Generic[Sent, Received]):
         self._is_closed = False
 
     def send(self, message: Sent) -> None:
-        payload = self._encoder.encode(message)
+        try:
+            payload = self._encoder.encode(message)
+        except (OverflowError, ValueError, TypeError) as error:  # such as a number over 64 bits
+            name = type(message).__name__
+            raise EngineError(f"a {name} message cannot be sent", found=str(error)) from error
         if len(payload) > self._max_frame_bytes:
             raise EngineError(
                 f"a {type(message).__name__} message is too large",

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fathom.core.types import Request, SamplingParams
+from fathom.errors import not_valid
 from fathom.text.channels import OutputFormat
 from fathom.text.grammar.asked import Asked, ToolRules
+
+_MAX_PRIORITY = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,7 @@ class GenerateRequest:
     `tools`: calls that the answer may or must make, where that is to be enforced.
     `cache_salt` parts tenants' prefix caches. Lower `priority` goes first. `unrendered` stands for
     a prompt where nothing here could render it; then `prompt_ids` are none.
+    Raises: RequestError for a priority beyond 32 bits.
     """
 
     id: str
@@ -43,6 +47,10 @@ class GenerateRequest:
     priority: int = 0
     tools: ToolRules | None = None
     unrendered: Unrendered | None = None
+
+    def __post_init__(self) -> None:
+        if not -_MAX_PRIORITY <= self.priority <= _MAX_PRIORITY:
+            raise not_valid("priority", wanted="a whole number of 32 bits")
 
     @property
     def asked(self) -> Asked | None:

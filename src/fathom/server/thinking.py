@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from fathom.errors import RequestError
 
+_MAX_BUDGET = 2**31 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
@@ -21,7 +23,7 @@ def one_meaning(
 ) -> Thinking:
     """What all spellings, by the names of their fields, say together; None: not sent.
 
-    Raises: RequestError where two disagree, or a budget is below 0.
+    Raises: RequestError where two disagree, or a budget is below 0 or beyond 32 bits.
     """
     said = {name: value for name, value in spellings.items() if value is not None}
     limits = {name: value for name, value in (budgets or {}).items() if value is not None}
@@ -32,11 +34,11 @@ def one_meaning(
     budget = next(iter(limits.values()), None)
     if budget and False in said.values():
         raise _disagree("the request limits reasoning that it does not want", {**said, **limits})
-    if budget is not None and budget < 0:
+    if budget is not None and not 0 <= budget <= _MAX_BUDGET:
         raise RequestError(
             "the limit on reasoning is not valid",
             param=next(iter(limits)),
-            found=str(budget),
+            found=repr(budget)[:80],
             wanted="0 or more tokens",
         )
     return Thinking(next(iter(said.values()), None), budget)

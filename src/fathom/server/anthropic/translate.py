@@ -19,7 +19,7 @@ from fathom.server.anthropic.schema import (
 )
 from fathom.server.forms import ToolChoice, if_given, one_form
 from fathom.server.job import Ask
-from fathom.server.thinking import Thinking
+from fathom.server.thinking import Thinking, one_meaning
 from fathom.text.chat import ChatTemplate
 
 # An agent writes this line, with a checksum of the request in it, in front of its system prompt.
@@ -124,20 +124,17 @@ def form_of(request: CountRequest) -> StructuredOutputs | None:
 
 
 def thinking_of(request: CountRequest, template: ChatTemplate) -> Thinking:
-    """Whether to think. Adaptive leaves it to the model, and means yes to one that can do both."""
+    """Whether to think. Adaptive leaves it to the model, and means yes to one that can do both.
+
+    Raises: RequestError.
+    """
     asked = request.thinking
     if asked is None:
         return Thinking()
+    is_on: bool | None = asked.type == "enabled"
     if asked.type == "adaptive":
-        return Thinking(True if template.reasons == "asked" else None, asked.budget_tokens)
-    if asked.budget_tokens is not None and (asked.type == "disabled" or asked.budget_tokens < 0):
-        raise RequestError(
-            "the limit on reasoning is not valid",
-            param="thinking.budget_tokens",
-            found=f"{asked.budget_tokens}, {asked.type}",
-            wanted="0 or more tokens, with reasoning enabled",
-        )
-    return Thinking(asked.type == "enabled", asked.budget_tokens)
+        is_on = True if template.reasons == "asked" else None
+    return one_meaning({"thinking.type": is_on}, {"thinking.budget_tokens": asked.budget_tokens})
 
 
 def tell_of_unheeded(ask: Ask, request: CountRequest) -> None:

@@ -10,7 +10,6 @@ from fathom.server.openai.structured import form_of
 from fathom.text.tokenizer import Tokenizer
 
 MAX_NAME_CHARS = 256
-_MAX_PRIORITY = 2**31 - 1
 _MAX_TOKEN_ID_DIGITS = 10
 _CHAT_NAMES = {"logprobs": "top_logprobs"}
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
@@ -44,8 +43,6 @@ def _check_common(request: Sampling) -> None:
         value = getattr(request, name)
         if value is not None and not (1 <= len(value) <= MAX_NAME_CHARS and value.isprintable()):
             raise not_valid(name, wanted=f"1 to {MAX_NAME_CHARS} printable characters")
-    if not -_MAX_PRIORITY <= request.priority <= _MAX_PRIORITY:
-        raise not_valid("priority", wanted="a whole number of 32 bits")
     if request.stream and request.prompt_logprobs is not None:
         raise RequestError(
             "prompt_logprobs does not go with stream",
