@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -163,6 +164,29 @@ def test_any_json_is_a_conversation_or_a_named_error(raw: Any) -> None:
             parse(raw)
         except RequestError as error:
             assert str(error.param).startswith(param)  # noqa: PT017  # either outcome is right
+
+
+CALL: Any = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+# What holds an unknown field, and where that is.
+UNKNOWN: list[tuple[Any, str]] = [
+    ({**USER, "zzz": 1}, "messages[0].zzz"),
+    ({"role": "user", "content": [{"type": "text", "text": "hi", "zzz": None}]},
+     "messages[0].content[0].zzz"),
+    ({"role": "assistant", "tool_calls": [{**CALL, "zzz": 1}]}, "messages[0].tool_calls[0].zzz"),
+    ({"role": "assistant", "tool_calls": [{**CALL, "function": {**CALL["function"], "zzz": 1}}]},
+     "messages[0].tool_calls[0].function.zzz"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "param"), UNKNOWN)
+def test_unknown_fields_are_refused_or_told(message: Any, param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_messages([message])
+    assert caught.value.param == param
+    told: list[str] = []
+    raw = copy.deepcopy([message])
+    assert parse_messages(raw, told=told) == parse_messages(raw)
+    assert [text.split()[0] for text in told] == [param]
 
 
 def test_images_are_refused_by_name() -> None:

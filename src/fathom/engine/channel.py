@@ -42,7 +42,7 @@ class Channel(Protocol[Sent_contra, Received_co]):
     def send(self, message: Sent_contra) -> None:
         """Hand a message over, waiting at most SEND_TIMEOUT_S for room.
 
-        Raises: ChannelClosed where an end is closed; EngineError where it is too large or no msgpack.
+        Raises: ChannelClosed where an end is closed; EngineError where it cannot be written.
         """
         ...
 

@@ -24,6 +24,7 @@ from fathom.server.limits import renamed
 from fathom.server.refused import refusals
 from fathom.server.state import ServedModel, ServerState
 from fathom.text.delta import Delta
+from fathom.text.messages import parse_messages, parse_tools
 
 RequestT = TypeVar("RequestT", bound=Struct)
 StructT = TypeVar("StructT", bound=Struct)
@@ -72,6 +73,13 @@ class Ask:
                 fix=fix,
             )
         return read(raw, kind, refusals(table), self._told, where)
+
+    def leave_out_unknown(self, messages: object, tools: object) -> None:
+        """Take fields that a conversation in OpenAI's form cannot have out of it, and warn of them,
+        where the server is lenient. Raises: RequestError for what else is wrong with it."""
+        if self.config.lenient:
+            parse_messages(messages, told=self.warnings)
+            parse_tools(tools, told=self.warnings)
 
     def sampling(self, names: Mapping[str, str], source: Struct, **fields: Any) -> SamplingParams:
         """The checkpoint's defaults for how to choose tokens, and what the request gave: not None.
@@ -130,6 +138,7 @@ class Job(Generic[RequestT]):
     @classmethod
     def of_chat(cls, ask: Ask, request: Any, chat: Chat, **more: Any) -> Self:
         """The same of a conversation. Raises: RequestError."""
+        ask.leave_out_unknown(chat.messages, chat.tools)
         return cls.of(
             ask,
             request,

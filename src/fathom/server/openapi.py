@@ -151,7 +151,7 @@ def _schemas(kinds: set[type[Struct]], names: tuple[str, ...], is_lenient: bool)
     message["properties"]["type"] = {"enum": ["message", None]}
     message["required"].remove("type")
     for kind in _WITH_CONVERSATIONS:
-        _put_items(schemas[_name(kind)]["properties"]["messages"], list(_messages()))
+        _put_items(schemas[_name(kind)]["properties"]["messages"], list(_messages(is_lenient)))
     for (kind, name), bound in _BOUNDS.items():
         schemas[_name(kind)]["properties"][name] |= bound
     return dict(sorted(schemas.items()))
@@ -177,31 +177,32 @@ def _put_items(schema: Json, objects: list[Json]) -> None:
             one["items"] = {"anyOf": objects}
 
 
-def _messages() -> Iterator[Json]:
+def _messages(is_lenient: bool) -> Iterator[Json]:
     """A schema for each role's messages, by the fields that `text.messages` takes."""
-    part = {"type": "object", "properties": {"type": {"const": "text"}, "text": _TEXT}}
-    parts = {"type": "array", "items": {**part, "required": ["type", "text"]}}
-    call = {
+
+    def read(fields: Iterable[str], required: list[str], kinds: Json, rest: Json = _TEXT) -> Json:
+        properties = {name: kinds.get(name, rest) for name in sorted(fields)}
+        told: Json = {"type": "object", "properties": properties, "required": required}
+        _as_read(told, (), is_lenient)
+        return told
+
+    part = read(messages.PART_FIELDS, ["type", "text"], {"type": {"const": "text"}})
+    called: Json = {
         "name": {**_TEXT, "pattern": r"^\S+$"},
-        "arguments": {"type": ["string", "object", "null"]},
+        "arguments": {"type": ["string", "object"]},
     }
-    function = {"type": "object", "properties": call, "required": ["name"]}
-    calls = {"type": "object", "properties": {"function": function}, "required": ["function"]}
+    function = read(messages.CALLED_FIELDS, ["name"], called)
+    call: Json = {"type": {"const": "function"}, "function": function}
+    calls = read(messages.CALL_FIELDS, ["function"], call, rest={})
     kinds: Json = {
-        "content": {"anyOf": [_TEXT, parts]},
+        "content": {"anyOf": [_TEXT, {"type": "array", "items": part}]},
         "tool_calls": {"type": "array", "items": calls},
         "prefix": {"type": "boolean"},
     }
     for role, fields in messages.FIELDS.items():
         names = [role, *(name for name, meant in messages.ALIASES.items() if meant == role)]
-        told: Json = {
-            "type": "object",
-            "properties": {name: kinds.get(name, _TEXT) for name in sorted(fields)},
-            "required": ["role"] if role == "assistant" else ["role", "content"],
-        }
-        told["properties"]["role"] = {"enum": names}
-        _as_read(told, (), False)
-        yield told
+        required = ["role"] if role == "assistant" else ["role", "content"]
+        yield read(fields, required, {**kinds, "role": {"enum": names}})
 
 
 def _model(names: tuple[str, ...]) -> Json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,11 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "tool": frozenset({"role", "content", "name", "tool_call_id"}),
 }
 ALIASES = {"developer": "system"}
+PART_FIELDS = frozenset({"type", "text"})
+# `index` is in calls that a client put together from a stream; what `arguments_flaw` said of an
+# earlier answer the model is not told.
+CALL_FIELDS = frozenset({"id", "type", "function", "index", "arguments_flaw"})
+CALLED_FIELDS = frozenset({"name", "arguments"})
 _TOOL_FIELDS = frozenset({"type", "function"})
 _FUNCTION_FIELDS = frozenset({"name", "description", "parameters", "strict"})
 # Client libraries echo these in an assistant's message; they say nothing when empty.
@@ -56,43 +61,51 @@ class Tool:
     parameters: Mapping[str, object]
 
 
-def parse_messages(raw: object, param: str = "messages") -> tuple[Message, ...]:
-    """The conversation. Raises: RequestError naming the field at fault."""
+def parse_messages(
+    raw: object, param: str = "messages", told: list[str] | None = None
+) -> tuple[Message, ...]:
+    """The conversation. `told`: where given, unknown fields are taken out of `raw` and told here.
+
+    Raises: RequestError naming the field at fault.
+    """
     items = _list(raw, param)
     if not items:
         raise _wrong(param, "an empty list", "at least one message")
-    messages = tuple(_message(item, f"{param}[{index}]") for index, item in enumerate(items))
+    messages = tuple(_message(item, f"{param}[{index}]", told) for index, item in enumerate(items))
     for index, message in enumerate(messages[:-1]):
         if message.prefix:
             raise _wrong(f"{param}[{index}].prefix", "true", "true on the last message only")
     return messages
 
 
-def parse_tools(raw: object, param: str = "tools") -> tuple[Tool, ...]:
-    """The tools offered; none for None. Raises: RequestError naming the field at fault."""
-    if raw is None:
-        return ()
-    return tuple(_tool(item, f"{param}[{index}]") for index, item in enumerate(_list(raw, param)))
+def parse_tools(
+    raw: object, param: str = "tools", told: list[str] | None = None
+) -> tuple[Tool, ...]:
+    """The tools offered; none for None. `told` as for messages.
+
+    Raises: RequestError naming the field at fault.
+    """
+    items = () if raw is None else _list(raw, param)
+    return tuple(_tool(item, f"{param}[{index}]", told) for index, item in enumerate(items))
 
 
-def _message(raw: object, param: str) -> Message:
+def _message(raw: object, param: str, told: list[str] | None) -> Message:
     fields = _object(raw, param)
     role = fields.get("role")
     role = ALIASES.get(role, role) if isinstance(role, str) else role
     if not isinstance(role, str) or role not in FIELDS:
         wanted = "system, developer, user, assistant or tool"
         raise _wrong(f"{param}.role", repr(fields.get("role")), wanted)
-    named = [name for name, value in fields.items() if value or name not in _EMPTY_ONLY]
-    _only(named, FIELDS[role], param, f"a {role} message")
+    _only(fields, FIELDS[role], param, f"a {role} message", told)
     for name in ("name", "tool_call_id"):
         _string(fields.get(name), f"{param}.{name}")
     calls = fields.get("tool_calls")
     message = Message(
         role=role,  # type: ignore[arg-type]  # one of FIELDS' keys
-        content=_content(fields.get("content"), f"{param}.content"),
+        content=_content(fields.get("content"), f"{param}.content", told),
         reasoning=_string(fields.get("reasoning_content"), f"{param}.reasoning_content")
         or _string(fields.get("reasoning"), f"{param}.reasoning"),
-        tool_calls=() if calls is None else _calls(calls, f"{param}.tool_calls"),
+        tool_calls=() if calls is None else _calls(calls, f"{param}.tool_calls", told),
         prefix=_boolean(fields.get("prefix"), f"{param}.prefix"),
     )
     if role != "assistant" and fields.get("content") is None:
@@ -102,7 +115,7 @@ def _message(raw: object, param: str) -> Message:
     return message
 
 
-def _content(raw: object, param: str) -> str:
+def _content(raw: object, param: str, told: list[str] | None) -> str:
     """A string, or the parts of a list of them joined."""
     if raw is None or isinstance(raw, str):
         return raw or ""
@@ -123,18 +136,21 @@ def _content(raw: object, param: str) -> str:
             )
         if not isinstance(part.get("text"), str):
             raise _wrong(f"{param}[{index}].text", type(part.get("text")).__name__, "a string")
+        _only(part, PART_FIELDS, f"{param}[{index}]", "a part", told)
         parts.append(str(part["text"]))
     return "".join(parts)
 
 
-def _calls(raw: object, param: str) -> tuple[ToolCall, ...]:
+def _calls(raw: object, param: str, told: list[str] | None) -> tuple[ToolCall, ...]:
     calls = []
     for index, item in enumerate(_list(raw, param)):
         at = f"{param}[{index}]"
         call = _object(item, at)
-        if call.get("type", "function") != "function":
+        if call.get("type") not in (None, "function"):
             raise _wrong(f"{at}.type", repr(call.get("type")), "'function'")
+        _only(call, CALL_FIELDS, at, "a call", told)
         function = _object(call.get("function"), f"{at}.function")
+        _only(function, CALLED_FIELDS, f"{at}.function", "a function that was called", told)
         arguments = function.get("arguments", "")
         if isinstance(arguments, Mapping):
             arguments = json.dumps(arguments, ensure_ascii=False)
@@ -147,13 +163,13 @@ def _calls(raw: object, param: str) -> tuple[ToolCall, ...]:
     return tuple(calls)
 
 
-def _tool(raw: object, param: str) -> Tool:
+def _tool(raw: object, param: str, told: list[str] | None) -> Tool:
     fields = _object(raw, param)
     if fields.get("type") != "function":
         raise _wrong(f"{param}.type", repr(fields.get("type")), "'function'")
-    _only(fields, _TOOL_FIELDS, param, "a tool")
+    _only(fields, _TOOL_FIELDS, param, "a tool", told)
     function = _object(fields.get("function"), f"{param}.function")
-    _only(function, _FUNCTION_FIELDS, f"{param}.function", "a function")
+    _only(function, _FUNCTION_FIELDS, f"{param}.function", "a function", told)
     _boolean(function.get("strict"), f"{param}.function.strict")
     parameters = function.get("parameters")
     return Tool(
@@ -165,16 +181,24 @@ def _tool(raw: object, param: str) -> Tool:
     )
 
 
-def _only(names: Iterable[str], known: frozenset[str], param: str, what: str) -> None:
-    """Raises: RequestError for a name that is not `known`."""
-    for name in names:
-        if name not in known:
-            raise RequestError(
-                f"{param}.{name} is not a field of {what}",
-                param=f"{param}.{name}",
-                code="unknown_parameter",
-                wanted=", ".join(sorted(known)),
-            )
+def _only(
+    raw: Mapping[str, object], known: frozenset[str], param: str, what: str, told: list[str] | None
+) -> None:
+    """Raises: RequestError for a field that is not `known`, unless it is `told`."""
+    unknown = [name for name in raw if name not in known]
+    for name in unknown:
+        if name in _EMPTY_ONLY and not raw[name]:
+            continue
+        error = RequestError(
+            f"{param}.{name} is not a field of {what}",
+            param=f"{param}.{name}",
+            code="unknown_parameter",
+            wanted=", ".join(sorted(known)),
+        )
+        if told is None or not isinstance(raw, dict):
+            raise error
+        del raw[name]
+        told.append(str(error))
 
 
 def _name(raw: object, param: str) -> str:

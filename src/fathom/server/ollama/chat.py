@@ -6,7 +6,7 @@ import time
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from msgspec import json, to_builtins
+from msgspec import json
 
 from fathom.core.types import SamplingParams
 from fathom.engine.requests import GenerateRequest as Generate
@@ -124,7 +124,8 @@ def _message(message: Message) -> dict[str, Any]:
         told["reasoning_content"] = message.thinking
     if message.tool_calls is not None:
         told["tool_calls"] = [
-            {"function": to_builtins(call.function)} for call in message.tool_calls
+            {"function": {"name": call.function.name, "arguments": call.function.arguments}}
+            for call in message.tool_calls
         ]
     if message.role == "tool":
         told |= {"tool_call_id": message.tool_call_id, "name": message.tool_name}

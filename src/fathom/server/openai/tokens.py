@@ -36,11 +36,13 @@ def _tokenize(ask: Ask) -> dict[str, Any]:
         )
     else:
         ask.config.check("max_messages", "messages", len(request.messages or ()))
+        tools = to_builtins(request.tools)
+        ask.leave_out_unknown(request.messages, tools)
         ids = encode_chat(
             model.tokenizer,
             model.template,
             request.messages,
-            tools=to_builtins(request.tools),
+            tools=tools,
             thinking=asked_thinking(given(request.chat_template_kwargs)),
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
