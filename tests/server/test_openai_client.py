@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from tests.server.live_server import LiveServer
-from tests.server.scripted_engine import MODEL, overloaded
+from tests.server.scripted_engine import MODEL, call_text, overloaded
 
 ASK = [{"role": "user", "content": "What is the answer?"}]
 
@@ -124,6 +126,23 @@ def test_one_call_only_without_parallel_tool_calls(
         parallel_tool_calls=False,
     )
     assert [c.function.name for c in answer.choices[0].message.tool_calls or ()] == ["a"]  # type: ignore
+
+
+def test_what_the_client_parsed_comes_back(client: openai.OpenAI, server: LiveServer) -> None:
+    """The client sends its own reading of an answer back with it, for nobody."""
+
+    class Weather(BaseModel):
+        city: str
+
+    server.engine.answer = call_text(("Weather", '{"city": "Rome"}'))
+    tools = [openai.pydantic_function_tool(Weather)]
+    asked: dict[str, Any] = {"model": MODEL, "tools": tools, "tool_choice": "required"}
+    message = client.chat.completions.parse(messages=ASK, **asked).choices[0].message
+    (call,) = message.tool_calls or ()
+    assert call.function.parsed_arguments == Weather(city="Rome")
+    result = {"role": "tool", "tool_call_id": call.id, "content": "hot"}
+    client.chat.completions.parse(messages=[*ASK, message, result], **asked)  # type: ignore[list-item]
+    assert call_text(("Weather", '{"city": "Rome"}')) in server.prompt()
 
 
 def test_logprobs(client: openai.OpenAI) -> None:

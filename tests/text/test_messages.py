@@ -23,10 +23,11 @@ def test_content_parts_are_joined() -> None:
 
 
 def test_an_answer_as_a_client_library_echoes_it() -> None:
-    function = {"name": "f", "arguments": '{"a": 1}'}
+    function = {"name": "f", "arguments": '{"a": 1}', "parsed_arguments": {"a": 1}}
     echoed = {
         "role": "assistant",
         "content": None,
+        "parsed": None,
         "refusal": None,
         "annotations": [],
         "audio": None,

@@ -190,6 +190,7 @@ def _messages(is_lenient: bool) -> Iterator[Json]:
     called: Json = {
         "name": {**_TEXT, "pattern": r"^\S+$"},
         "arguments": {"type": ["string", "object"]},
+        "parsed_arguments": {},
     }
     function = read(messages.CALLED_FIELDS, ["name"], called)
     call: Json = {"type": {"const": "function"}, "function": function}
@@ -198,6 +199,7 @@ def _messages(is_lenient: bool) -> Iterator[Json]:
         "content": {"anyOf": [_TEXT, {"type": "array", "items": part}]},
         "tool_calls": {"type": "array", "items": calls},
         "prefix": {"type": "boolean"},
+        "parsed": {},
     }
     for role, fields in messages.FIELDS.items():
         names = [role, *(name for name, meant in messages.ALIASES.items() if meant == role)]

@@ -11,11 +11,16 @@ from fathom.errors import RequestError
 
 Role = Literal["system", "user", "assistant", "tool"]
 
+# `parsed` and `parsed_arguments` are what OpenAI's client made of an earlier answer: it sends them
+# back beside the text.
 FIELDS: Mapping[str, frozenset[str]] = {
     "system": frozenset({"role", "content", "name"}),
     "user": frozenset({"role", "content", "name"}),
     "assistant": frozenset(
-        {"role", "content", "name", "tool_calls", "reasoning_content", "reasoning", "prefix"}
+        {
+            *("role", "content", "name", "tool_calls", "reasoning_content", "reasoning"),
+            *("prefix", "parsed"),
+        }
     ),
     "tool": frozenset({"role", "content", "name", "tool_call_id"}),
 }
@@ -24,7 +29,7 @@ PART_FIELDS = frozenset({"type", "text"})
 # `index` is in calls that a client put together from a stream; what `arguments_flaw` said of an
 # earlier answer the model is not told.
 CALL_FIELDS = frozenset({"id", "type", "function", "index", "arguments_flaw"})
-CALLED_FIELDS = frozenset({"name", "arguments"})
+CALLED_FIELDS = frozenset({"name", "arguments", "parsed_arguments"})
 _TOOL_FIELDS = frozenset({"type", "function"})
 _FUNCTION_FIELDS = frozenset({"name", "description", "parameters", "strict"})
 # Client libraries echo these in an assistant's message; they say nothing when empty.
