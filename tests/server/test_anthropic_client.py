@@ -255,6 +255,15 @@ def test_what_a_coding_agent_sends(client: anthropic.Anthropic, server: LiveServ
     assert 'vllm:volatile_prompt_headers_total{model_name="scripted",engine="0"} 2' in text
 
 
+def test_such_a_line_is_told_wherever_it_stands(client: anthropic.Anthropic) -> None:
+    lines = ["Be brief.", "Be kind.", "x-anthropic-billing-header: cch=1;"]
+    system: list[Any] = [{"type": "text", "text": line} for line in lines]
+    counted = client.messages.count_tokens(model=MODEL, messages=ASK, system=system)
+    assert counted.warnings[0].startswith("system:")  # type: ignore[attr-defined]
+    plain = client.messages.count_tokens(model=MODEL, messages=ASK, system=system[:2])
+    assert plain.input_tokens == counted.input_tokens
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -267,6 +276,11 @@ def test_what_a_coding_agent_sends(client: anthropic.Anthropic, server: LiveServ
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
          "messages[0].content[0].type"),
+        ({"tools": [{**TOOL, "name": "a b"}]}, "tools[0].name"),
+        ({"system": "?", "messages": [{"role": "user", "content": [
+            {"type": "text", "text": "?"},
+            {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image"}]}]}]},
+         "messages[0].content[1].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
          "messages[0].content[0].text"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "zz": 1}]}]},

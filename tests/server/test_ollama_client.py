@@ -162,6 +162,7 @@ def test_what_is_known_of_the_model(client: ollama.Client) -> None:
         ({"format": "yaml"}, "format"),
         ({"options": {"num_gpu": 1}}, "options.num_gpu"),
         ({"options": {"num_ctx": CONTEXT + 1}}, "options.num_ctx"),
+        ({"options": {"num_ctx": 0}}, "options.num_ctx"),
         ({"options": {"temprature": 1}}, "temperature"),
         ({"messages": [{"role": "user", "content": "?", "images": ["aa"]}]}, "messages[0].images"),
         ({"keep_alive": 0}, "keep_alive"),
@@ -176,6 +177,19 @@ def test_what_is_not_honoured_is_named(server: LiveServer, change: Any, named: s
     assert response.status_code == (404 if "model" in change else 400)
     assert set(response.json()) == {"error"}
     assert named in response.json()["error"]
+
+
+def test_an_answer_follows_a_call_without_a_result(server: LiveServer) -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    body = {"model": MODEL, "messages": [*ASK, call], "stream": False}
+    response = httpx.post(f"{server.url}/api/chat", json=body)
+    assert response.json()["message"]["content"] == "The answer is 42."
+
+
+def test_details_that_are_not_given_are_refused(server: LiveServer) -> None:
+    for verbose, status in ((False, 200), (True, 400)):
+        body = {"model": MODEL, "verbose": verbose}
+        assert httpx.post(f"{server.url}/api/show", json=body).status_code == status
 
 
 def test_a_failure_in_mid_stream_is_a_line(client: ollama.Client, server: LiveServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from pydantic import BaseModel
@@ -145,7 +146,7 @@ def test_what_the_client_parsed_comes_back(client: openai.OpenAI, server: LiveSe
     assert call_text(("Weather", '{"city": "Rome"}')) in server.prompt()
 
 
-def test_logprobs(client: openai.OpenAI) -> None:
+def test_logprobs(client: openai.OpenAI, server: LiveServer) -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=ASK, logprobs=True, top_logprobs=3, max_tokens=4
     )
@@ -158,6 +159,14 @@ def test_logprobs(client: openai.OpenAI) -> None:
     assert b"".join(bytes(row.bytes or ()) for row in logprobs.content).decode() == (
         answer.choices[0].message.content
     )
+    asked: dict[str, Any] = {"extra_body": {"return_tokens_as_token_ids": True}, "max_tokens": 4}
+    by_id = client.chat.completions.create(model=MODEL, messages=ASK, logprobs=True, **asked)  # type: ignore[call-overload]
+    ids = [row.token for row in by_id.choices[0].logprobs.content]
+    text = httpx.post(
+        f"{server.url}/detokenize",
+        json={"tokens": [int(name.removeprefix("token_id:")) for name in ids]},
+    )
+    assert text.json()["prompt"] == answer.choices[0].message.content
 
 
 def test_n_and_stop(client: openai.OpenAI) -> None:

@@ -61,6 +61,7 @@ COMMON: dict[str, tuple[Any, str | None, Any]] = {
     "request_id": ("mine", None, None),
     "cache_salt": ("tenant", "cache_salt", "tenant"),
     "return_token_ids": (True, None, None),
+    "return_tokens_as_token_ids": (True, None, None),
     "response_format": ({"type": "json_object"}, "sampling.structured_outputs.json_object", True),
     "structured_outputs": (
         {"choice": ["a", "b"]},
@@ -102,7 +103,6 @@ COMPLETION: dict[str, tuple[Any, str | None, Any]] = COMMON | {
     "suffix": ("end", None, None),
     "echo": (True, None, None),
     "logprobs": (3, "sampling.logprobs", 3),
-    "return_tokens_as_token_ids": (True, None, None),
     "thinking_token_budget": (9, None, None),  # tests/server/test_real_proxy.py
     "add_special_tokens": (False, None, None),
 }

@@ -62,7 +62,10 @@ def test_logprobs(http: httpx.Client) -> None:
     meta = told["meta_info"]
     assert [row[1] for row in meta["input_token_logprobs"]] == ids
     assert [row[1] for row in meta["output_token_logprobs"]] == told["output_ids"]
-    assert meta["input_token_logprobs"][0][0] is None
+    texts = http.post("/tokenize", json={"prompt": "Once upon a time", "return_token_strs": True})
+    assert [row[2] for row in meta["input_token_logprobs"]] == texts.json()["token_strs"]
+    assert meta["input_token_logprobs"][0][0] is meta["input_top_logprobs"][0] is None
+    assert len(meta["input_top_logprobs"]) == len(ids)  # a row beside each token's
     other = http.post(
         "/v1/completions", json={"prompt": ids, "logprobs": 2, "max_tokens": 128}
     ).json()["choices"][0]["logprobs"]
@@ -70,7 +73,8 @@ def test_logprobs(http: httpx.Client) -> None:
     assert [row[2] for row in meta["output_token_logprobs"]] == other["tokens"]
     assert all(len(row) == 2 for row in meta["output_top_logprobs"])
     later = http.post("/generate", json={**body, "logprob_start_len": 2}).json()["meta_info"]
-    assert later["input_token_logprobs"] == meta["input_token_logprobs"][2:]
+    for name in ("input_token_logprobs", "input_top_logprobs"):
+        assert later[name] == meta[name][2:]
 
 
 def test_fields_reach_the_engine(http: httpx.Client, server: LiveServer) -> None:
@@ -123,8 +127,16 @@ def test_model_and_cache(http: httpx.Client, server: LiveServer) -> None:
         ({"text": "a", "sampling_params": {"max_tokens": 1}}, "sampling_params.max_tokens"),
         ({"text": "a", "top_logprobs_num": 1}, "top_logprobs_num"),
         ({"text": "a", "lora_path": "x"}, "lora_path"),
+        ({"text": "a", "logprob_start_len": -2}, "logprob_start_len"),
+        ({"text": ["a"] * 200, "sampling_params": {"n": 3}}, "sampling_params.n"),
+        ({"text": "a", "sampling_params": {"stop_token_ids": [10**6]}},
+         "sampling_params.stop_token_ids"),
+        ({"text": "a", "sampling_params": {"logit_bias": {"1000000": 1}}},
+         "sampling_params.logit_bias"),
+        ({"text": "a", "sampling_params": {"min_new_tokens": 9999, "max_new_tokens": 9999}},
+         "sampling_params.min_new_tokens"),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_honoured_is_named(http: httpx.Client, body: Any, param: str) -> None:
     response = http.post("/generate", json=body)
     assert response.status_code == 400

@@ -176,6 +176,9 @@ BAD = [
     ({"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {
         "type": "object", "properties": {"a": {"uniqueItems": True}}}}}]},
      "tools[0].function.parameters", "#/properties/a/uniqueItems"),
+    ({"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+     "response_format.json_schema", "json_object"),
+    ({"response_format": {"type": "text", "structures": []}}, "response_format.structures", "text"),
     ({"tool_choice": "required"}, "tool_choice", ""),
     ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}},
      "tool_choice.function.name", "add_person"),

@@ -53,6 +53,18 @@ def schema_of(schema: object, field: str) -> dict[str, Any]:
     return {"json": schema}
 
 
+def check_fits_type(asked: Any, field: str, belongs: Mapping[str, Sequence[str]]) -> None:
+    """Raises: RequestError for a field that is given and does not belong to the type of `asked`."""
+    for name in asked.__struct_fields__:
+        fits = name == "type" or name in belongs.get(asked.type, ())
+        if not fits and getattr(asked, name) is not None:
+            raise RequestError(
+                f"{field}.{name} does not go with type {asked.type}",
+                param=f"{field}.{name}",
+                code="unsupported_value",
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolChoice:
     """Which calls are wanted. `named`: the tool that must be called; `is_single`: one call at most.

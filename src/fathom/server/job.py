@@ -20,7 +20,7 @@ from fathom.server.conversation import Chat
 from fathom.server.decode import decode, read
 from fathom.server.exchange import Exchange
 from fathom.server.generation import News, first_or_late, run
-from fathom.server.limits import renamed
+from fathom.server.limits import renaming
 from fathom.server.refused import refusals
 from fathom.server.state import ServedModel, ServerState
 from fathom.text.delta import Delta
@@ -90,11 +90,9 @@ class Ask:
         same = SamplingParams.__dataclass_fields__.keys() & set(source.__struct_fields__)
         asked = {**{name: getattr(source, name) for name in same}, **fields}
         given = {name: value for name, value in asked.items() if value is not None}
-        try:
+        with renaming(names):
             params = replace(self.model.defaults, **{"max_tokens": None, **given})
             self.config.check_sampling(params)
-        except RequestError as error:
-            raise renamed(error, names) from None
         return params
 
     @property
@@ -107,6 +105,7 @@ class Job(Generic[RequestT]):
     """A request: one generation for each prompt, and what every response to it carries.
 
     `thinking`: how the wish for reasoning was understood. `is_single_call`: no more are shown.
+    `names`: what the dialect calls fields that the engine may refuse.
     """
 
     request: RequestT
@@ -118,6 +117,7 @@ class Job(Generic[RequestT]):
     warnings: tuple[str, ...]
     thinking: dict[str, Any] | None = None
     is_single_call: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -214,8 +214,10 @@ async def answer(
         engine, model = state.require()
         ask = Ask(body, model, state.config)
         job = await state.off_loop(lambda: prepare(ask), len(body))
-        async with run(state, engine, _of_tenant(job.generates, exchange.tenant)) as news:
-            await (_stream if job.is_stream else _whole)(reply(job), exchange, news)
+        generates = _of_tenant(job.generates, exchange.tenant)
+        with renaming(job.names):
+            async with run(state, engine, generates) as news:
+                await (_stream if job.is_stream else _whole)(reply(job), exchange, news)
 
     await exchange.while_connected(work(), keep_alive_s=state.config.keep_alive_interval_s)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -115,16 +116,20 @@ _SAMPLING: tuple[tuple[str, str, Callable[[SamplingParams], int]], ...] = (
 )
 
 
-def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
-    """The error about the field that a dialect has in place of `error.param`."""
-    name = names.get(error.param or "")
-    if name is None or error.param is None:
-        return error
-    return RequestError(
-        error.what.replace(error.param, name, 1),
-        param=name,
-        code=error.code,
-        found=error.found,
-        wanted=error.wanted,
-        fix=error.fix,
-    )
+@contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors about a field are about the one that a dialect has in its place."""
+    try:
+        yield
+    except RequestError as error:
+        name = names.get(error.param or "")
+        if name is None or error.param is None:
+            raise
+        raise type(error)(
+            error.what.replace(error.param, name, 1),
+            param=name,
+            code=error.code,
+            found=error.found,
+            wanted=error.wanted,
+            fix=error.fix,
+        ) from None

@@ -109,7 +109,7 @@ class Tokenizer:
         for position, token_id in enumerate(ids):
             if not 0 <= token_id < self.vocab_size:
                 raise RequestError(
-                    "a token id is outside the vocabulary",
+                    f"{param or 'the input'}: a token id is outside the vocabulary",
                     param=param,
                     found=f"{token_id} at position {position}",
                     wanted=f"0 to {self.vocab_size - 1}",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+Name = Annotated[str, Meta(pattern=r"^\S+$")]
 
 
 class Message(Struct, frozen=True):
@@ -49,7 +51,7 @@ class ToolUseBlock(Struct, frozen=True):
 
     type: str
     id: str
-    name: str
+    name: Name
     input: dict[str, Any]
     arguments_flaw: Literal["repaired", "invalid"] | None = None
     cache_control: CacheControl | None = None
@@ -69,7 +71,7 @@ class Tool(Struct, frozen=True):
     """A function that the model may call. `eager_input_streaming`: a stream has its arguments as
     the model writes them, JSON or not; else in one piece, when they are known to be."""
 
-    name: str
+    name: Name
     input_schema: dict[str, Any]
     description: str | None = None
     type: Literal["custom"] | None = None

@@ -68,7 +68,7 @@ def messages_of(ask: Ask, request: CountRequest) -> list[dict[str, Any]]:
 def has_billing_line(request: CountRequest) -> bool:
     """Whether `messages_of` leaves out a line of the system prompt that changes every time."""
     system = request.system or ""
-    texts = [system] if isinstance(system, str) else [block.get("text") for block in system[:2]]
+    texts = [system] if isinstance(system, str) else [block.get("text") for block in system]
     return any(isinstance(text, str) and text.startswith(BILLING_LINE) for text in texts)
 
 
@@ -203,8 +203,10 @@ def _assistant(blocks: Sequence[Struct]) -> dict[str, Any]:
 def _results(ask: Ask, blocks: Sequence[Struct], where: str) -> list[dict[str, Any]]:
     """A message for each result. The templates have no place for `is_error`, so a word says it."""
     told = []
-    for block in _of(blocks, ToolResultBlock):
-        text = _text(_blocks(ask, block.content, "system", f"{where}.content"))
+    for index, block in enumerate(blocks):
+        if not isinstance(block, ToolResultBlock):
+            continue
+        text = _text(_blocks(ask, block.content, "system", f"{where}[{index}].content"))
         if block.is_error:
             text = f"Error: {text}"
         told.append({"role": "tool", "content": text, "tool_call_id": block.tool_use_id})

@@ -37,7 +37,7 @@ async def show(state: ServerState, exchange: Exchange) -> None:
 
 def _show(ask: Ask) -> dict[str, Any]:
     model = ask.model
-    served_name(model, ask.read(ShowRequest).model)
+    served_name(model, ask.read(ShowRequest, "show").model)
     defaults = model.defaults
     can = {
         "completion": True,

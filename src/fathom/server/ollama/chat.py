@@ -108,7 +108,8 @@ def _chat(ask: Ask, request: Common, messages: list[dict[str, Any]], tools: Any)
         tools=tools or None,
         thinking=Thinking(None if request.think is None else bool(request.think)),
         sampling=_sampling(ask, request),
-        continue_final_message=bool(messages) and messages[-1]["role"] == "assistant",
+        continue_final_message=messages[-1]["role"] == "assistant"
+        and not messages[-1].get("tool_calls"),
     )
     return Job.of_chat(ask, request, asked)
 

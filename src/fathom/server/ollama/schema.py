@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 Think = bool | Literal["low", "medium", "high"]
 
@@ -12,7 +12,7 @@ Think = bool | Literal["low", "medium", "high"]
 class Options(Struct, frozen=True):
     """`options`. `num_ctx` is what the client needs; the context is the server's."""
 
-    num_ctx: int | None = None
+    num_ctx: Annotated[int, Meta(ge=1)] | None = None
     num_predict: int | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -86,4 +86,3 @@ class ShowRequest(Struct, frozen=True):
     """The body of POST /api/show."""
 
     model: str
-    verbose: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -28,7 +29,7 @@ from fathom.server.openai.wire import (
 from fathom.server.state import ServerState
 from fathom.server.thinking import Thinking, one_meaning
 from fathom.text.chat import asked_thinking
-from fathom.text.delta import Delta
+from fathom.text.delta import Delta, TokenLogprob
 from fathom.text.messages import parse_messages
 
 
@@ -118,14 +119,17 @@ class _Reply(OpenAIReply[Job[ChatRequest]]):
         return ChatChoice(
             index,
             message=_message(choice.reasoning, calls, role="assistant", content=content),
-            logprobs=chat_logprobs(choice.logprobs, request.top_logprobs or 0)
-            if request.logprobs
-            else None,
+            logprobs=self._scores(choice.logprobs) if request.logprobs else None,
             finish_reason=choice.finish_reason,
             stop_reason=choice.stop_reason,
             token_ids=choice.token_ids if request.return_token_ids else UNSET,
             has_stray_markup=choice.has_stray_markup or UNSET,
         )
+
+    def _scores(self, rows: Sequence[TokenLogprob]) -> dict[str, Any]:
+        request = self._job.request
+        as_ids = request.return_tokens_as_token_ids
+        return chat_logprobs(rows, request.top_logprobs or 0, as_ids=as_ids)
 
     def opening(self, first: Delta | None) -> bytes:
         """A chunk for each choice that says whose message it is."""
@@ -159,9 +163,7 @@ class _Reply(OpenAIReply[Job[ChatRequest]]):
         return ChatChoice(
             delta.index,
             delta=_message(delta.reasoning, calls, content=delta.text or UNSET),
-            logprobs=chat_logprobs(delta.logprobs, request.top_logprobs or 0)
-            if request.logprobs and delta.logprobs
-            else None,
+            logprobs=self._scores(delta.logprobs) if request.logprobs and delta.logprobs else None,
             token_ids=delta.token_ids if request.return_token_ids else UNSET,
         )
 

@@ -131,6 +131,7 @@ class Sampling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     request_id: str | None = None
     cache_salt: str | None = None
     return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
     user: str | None = None
     safety_identifier: str | None = None
     response_format: ResponseFormat | None = None
@@ -172,7 +173,6 @@ class CompletionRequest(Sampling, frozen=True, kw_only=True, forbid_unknown_fiel
     suffix: str | None = None
     echo: bool = False
     logprobs: int | None = None
-    return_tokens_as_token_ids: bool = False
     thinking_token_budget: int | None = None
     add_special_tokens: bool = True
 

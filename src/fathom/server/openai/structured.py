@@ -8,10 +8,11 @@ from msgspec import to_builtins
 
 from fathom.core.types import StructuredOutputs
 from fathom.errors import RequestError
-from fathom.server.forms import ToolChoice, one_form, schema_of, sglang_forms
+from fathom.server.forms import ToolChoice, check_fits_type, one_form, schema_of, sglang_forms
 from fathom.server.openai.schema import ChatRequest, NamedTool, ResponseFormat, Sampling
 
 _SCHEMA_FIELD = "response_format.json_schema.schema"
+_BELONGS = {"json_schema": ["json_schema"], "structural_tag": ["structures", "triggers"]}
 
 
 def form_of(request: Sampling) -> StructuredOutputs | None:
@@ -29,7 +30,10 @@ def form_of(request: Sampling) -> StructuredOutputs | None:
 
 
 def _of_response_format(asked: ResponseFormat | None) -> dict[str, Any] | None:
-    if asked is None or asked.type == "text":
+    if asked is None:
+        return None
+    check_fits_type(asked, "response_format", _BELONGS)
+    if asked.type == "text":
         return None
     if asked.type == "json_object":
         return {"json_object": True}

@@ -96,23 +96,20 @@ def tool_call_piece(call: ToolCallDelta) -> dict[str, Any]:
     return {"function": {"name": call.name or "", **function}, **head, **flaw_of(call)}
 
 
-def chat_logprobs(rows: Iterable[TokenLogprob], num_top: int) -> dict[str, Any]:
-    """`logprobs` of a chat choice."""
-    return {
-        "content": [
-            {**_token(row), "top_logprobs": [_token(top) for top in row.top[:num_top]]}
-            for row in rows
-        ],
-        "refusal": None,
-    }
+def chat_logprobs(
+    rows: Iterable[TokenLogprob], num_top: int, *, as_ids: bool = False
+) -> dict[str, Any]:
+    """`logprobs` of a chat choice. `as_ids` names tokens `token_id:ID`."""
 
+    def one(row: TokenLogprob | TopToken) -> dict[str, Any]:
+        return {
+            "token": f"token_id:{row.token_id}" if as_ids else row.token,
+            "logprob": max(row.logprob, _LEAST_LOGPROB),
+            "bytes": list(row.bytes),
+        }
 
-def _token(row: TokenLogprob | TopToken) -> dict[str, Any]:
-    return {
-        "token": row.token,
-        "logprob": max(row.logprob, _LEAST_LOGPROB),
-        "bytes": list(row.bytes),
-    }
+    content = [{**one(row), "top_logprobs": [one(t) for t in row.top[:num_top]]} for row in rows]
+    return {"content": content, "refusal": None}
 
 
 def text_logprobs(

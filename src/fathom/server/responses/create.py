@@ -15,6 +15,7 @@ from fathom.server.conversation import Chat
 from fathom.server.envelope import event
 from fathom.server.exchange import Exchange
 from fathom.server.job import Ask, Job, Reply, answer, tell
+from fathom.server.limits import renaming
 from fathom.server.openai.wire import chat_logprobs
 from fathom.server.responses.items import (
     earlier_items,
@@ -34,6 +35,7 @@ from fathom.server.thinking import one_meaning
 from fathom.text.delta import Delta, ToolCallDelta
 
 _NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
+_MESSAGES = {"messages": "input"}
 _SCORES = "message.output_text.logprobs"
 
 
@@ -88,7 +90,9 @@ async def input_tokens(state: ServerState, exchange: Exchange) -> None:
         request = ask.read(CountRequest, "responses")
         items = read_items(ask, request, "")
         chat = _chat(ask, request, "", items, state.responses, exchange.tenant)
-        return {"object": "response.input_tokens", "input_tokens": len(chat.prompt_ids(ask.model))}
+        with renaming(_MESSAGES):
+            count = len(chat.prompt_ids(ask.model))
+        return {"object": "response.input_tokens", "input_tokens": count}
 
     await tell(state, exchange, work)
 
@@ -112,7 +116,8 @@ def _prepare(ask: Ask, store: ResponseStore, tenant: str) -> _Job:
         if request.store:
             store.put(tenant, Kept(response, [plain(item) for item in items]))
 
-    return _Job.of_chat(ask, request, chat, keep=keep)
+    with renaming(_MESSAGES):
+        return _Job.of_chat(ask, request, chat, keep=keep)
 
 
 def _chat(

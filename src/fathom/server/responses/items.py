@@ -8,7 +8,7 @@ from msgspec import Struct, to_builtins
 
 from fathom.core.types import StructuredOutputs
 from fathom.errors import NotFoundError
-from fathom.server.forms import ToolChoice, one_form, schema_of
+from fathom.server.forms import ToolChoice, check_fits_type, one_form, schema_of
 from fathom.server.job import Ask
 from fathom.server.responses.schema import (
     ITEMS,
@@ -116,7 +116,11 @@ def tool_choice_of(request: CountRequest) -> ToolChoice:
 def form_of(request: CountRequest) -> StructuredOutputs | None:
     """The form of the answer. Raises: RequestError."""
     asked, field = request.text.format if request.text else None, "text.format.schema"
-    if asked is None or asked.type == "text":
+    if asked is None:
+        return None
+    fields = ("name", "description", "schema", "strict")
+    check_fits_type(asked, "text.format", {"json_schema": fields})
+    if asked.type == "text":
         return None
     if asked.type == "json_object":
         return one_form({"text.format": {"json_object": True}})

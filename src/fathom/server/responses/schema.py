@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Status = Literal["in_progress", "completed", "incomplete"]
+Name = Annotated[str, Meta(pattern=r"^\S+$")]
 
 
 class Part(Struct, frozen=True):
@@ -34,7 +35,7 @@ class CallItem(Struct, frozen=True, kw_only=True):
     """A call that an earlier answer made. What `arguments_flaw` said the model is not told."""
 
     call_id: str
-    name: str
+    name: Name
     arguments: str
     type: Literal["function_call"] = "function_call"
     id: str | None = None
@@ -74,7 +75,7 @@ class Tool(Struct, frozen=True, kw_only=True):
     """A function that the model may call."""
 
     type: Literal["function"]
-    name: str
+    name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

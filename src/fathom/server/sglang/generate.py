@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -18,10 +19,12 @@ from fathom.server.envelope import sse
 from fathom.server.exchange import Exchange
 from fathom.server.forms import one_form, sglang_forms
 from fathom.server.job import Ask, Job, Reply, answer
+from fathom.server.limits import renaming
 from fathom.server.sglang.schema import GenerateRequest, SamplingFields
 from fathom.server.state import ServerState
 from fathom.text.delta import Delta, TokenLogprob, TopToken
 from fathom.text.prompt import encode_prompt
+from fathom.text.tokenizer import Tokenizer
 
 _NAMES = {
     **{name: f"sampling_params.{name}" for name in SamplingFields.__struct_fields__},
@@ -53,27 +56,35 @@ async def flush_cache(state: ServerState, exchange: Exchange) -> None:
     await exchange.respond(200, b"Cache flushed.\n", [(b"content-type", b"text/plain")])
 
 
-def _prepare(ask: Ask) -> Job[GenerateRequest]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job(Job[GenerateRequest]):
+    """Prompts, and what says the texts of their tokens."""
+
+    tokenizer: Tokenizer
+
+
+def _prepare(ask: Ask) -> _Job:
     """From bytes to tokens. Raises: RequestError."""
     request, model = ask.read(GenerateRequest, "sglang"), ask.model
     prompts = _prompts(request)
     params = _sampling(ask, request)
     param = "text" if request.text is not None else "input_ids"
-    ask.config.check_sequences(len(prompts), params.n, param)
     name = request.rid or uuid4().hex
     generates = []
-    for number, prompt in enumerate(prompts):
-        ids = encode_prompt(model.tokenizer, prompt, param=param)
-        generates.append(
-            Generate(
-                id=name if len(prompts) == 1 else f"{name}-{number}",
-                prompt_ids=ids,
-                sampling=fit_context(params, len(ids), model.plan.max_model_len, param),
-                cache_salt=request.extra_key or "",
-                priority=request.priority or 0,
+    with renaming(_NAMES):
+        ask.config.check_sequences(len(prompts), params.n, param)
+        for number, prompt in enumerate(prompts):
+            ids = encode_prompt(model.tokenizer, prompt, param=param)
+            generates.append(
+                Generate(
+                    id=name if len(prompts) == 1 else f"{name}-{number}",
+                    prompt_ids=ids,
+                    sampling=fit_context(params, len(ids), model.plan.max_model_len, param),
+                    cache_salt=request.extra_key or "",
+                    priority=request.priority or 0,
+                )
             )
-        )
-    return Job.of(ask, request, name, generates)
+    return _Job.of(ask, request, name, generates, names=_NAMES, tokenizer=model.tokenizer)
 
 
 def _prompts(request: GenerateRequest) -> Sequence[str | list[int]]:
@@ -136,11 +147,11 @@ def _rows(side: str, rows: Sequence[TokenLogprob], with_text: bool, num_top: int
     return told
 
 
-class _Reply(Reply[Job[GenerateRequest]]):
+class _Reply(Reply[_Job]):
     """Events that each say all of a choice so far, as SGLang's do; whole, the same of all: a list
     where prompts came as one, or have several choices."""
 
-    def __init__(self, job: Job[GenerateRequest]) -> None:
+    def __init__(self, job: _Job) -> None:
         super().__init__(job)
         first = (job.request.input_ids or [0])[0]
         is_list = isinstance(job.request.text, list) or isinstance(first, list)
@@ -202,5 +213,8 @@ class _Reply(Reply[Job[GenerateRequest]]):
             scored = self._choices[number][0].prompt_logprobs[max(start - 1, 0) :]
             told |= _rows("input", scored, with_text, num_top)
             if start == 0:  # nothing scores the first token
-                told["input_token_logprobs"].insert(0, [None, ids[0], None])
+                text = self._job.tokenizer.token_text(ids[0]) if with_text else None
+                told["input_token_logprobs"].insert(0, [None, ids[0], text])
+                if num_top:
+                    told["input_top_logprobs"].insert(0, None)
         return told

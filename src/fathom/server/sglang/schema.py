@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 # SGLang's, where a request names none.
 MAX_NEW_TOKENS = 128
@@ -43,7 +45,7 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     rid: str | None = None
     stream: bool = False
     return_logprob: bool = False
-    logprob_start_len: int = -1
+    logprob_start_len: Annotated[int, Meta(ge=-1)] = -1
     top_logprobs_num: int = 0
     return_text_in_logprobs: bool = False
     extra_key: str | None = None
