@@ -78,6 +78,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     ("path", "body"),
     [
         ("/v1/completions", {"prompt": "a"}),
+        ("/v1/completions", {"prompt": "a", "suffix": "b"}),
         ("/generate", {"text": "a"}),
         ("/tokenize", {"messages": ASK}),
         ("/v1/messages/count_tokens", {"model": "fake", "messages": ASK}),
@@ -89,6 +90,7 @@ def test_what_needs_a_tokenizer_is_refused_without(path: str, body: dict[str, An
     with upstream.running(), LiveProxy(upstream=upstream.url) as proxy:
         answer = httpx.post(proxy.url + path, json=body)
     assert answer.status_code == 400, answer.text
+    assert "the upstream's" in answer.text or "--tokenizer DIR" in answer.text
     assert not upstream.bodies
 
 
@@ -123,6 +125,18 @@ def test_fields_reach_the_upstream_under_its_names(
     (got,) = upstream.bodies
     assert sent.items() <= got.items()
     assert ("temperature" in got) == ("temperature" in body)
+
+
+def test_what_a_lenient_proxy_leaves_out_is_not_sent_on() -> None:
+    end = sse({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    upstream = FakeUpstream(pieces=[end])
+    config = ServerConfig(port=0, lenient=True)
+    with upstream.running(), LiveProxy(config=config, upstream=upstream.url) as proxy:
+        body = {"messages": [{**ASK[0], "zzz": 1}], "zzz": 1}
+        answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=body)
+    assert len(answer.json()["warnings"]) == 2
+    (got,) = upstream.bodies
+    assert got["messages"] == ASK
 
 
 @pytest.mark.parametrize("name", ["deepseek-r1", "a file"])

@@ -22,6 +22,7 @@ def encode_prompt(
 
     Raises: RequestError for an empty prompt, an id outside the vocabulary, or lone surrogates.
     """
+    tokenizer.require(param)
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
         if add_special_tokens and tokenizer.adds_bos and tokenizer.bos_id is not None:
@@ -60,6 +61,7 @@ def encode_infill(
     Raises: RequestError as `encode_prompt`, and where the tokenizer has no tokens for it.
     Source: the fill-in-the-middle examples of DeepSeek-Coder-V2's model card.
     """
+    tokenizer.require("suffix")
     if not can_infill(tokenizer):
         raise RequestError(
             "this checkpoint cannot fill in the middle",
