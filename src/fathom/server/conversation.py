@@ -37,8 +37,9 @@ class Chat:
     num_kept: int | None = None
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
 
-    def prompt_ids(self, model: ServedModel) -> tuple[int, ...]:
+    def prompt_ids(self, model: ServedModel, limits: RequestLimits) -> tuple[int, ...]:
         """The prompt as tokens. Raises: RequestError naming the field at fault."""
+        limits.check("max_tools", "tools", len(self.tools or ()))
         return encode_chat(
             model.tokenizer,
             model.template,
@@ -51,12 +52,11 @@ class Chat:
 
     def request(self, model: ServedModel, limits: RequestLimits) -> GenerateRequest:
         """From text to tokens. Raises: RequestError naming the field at fault."""
-        limits.check("max_tools", "tools", len(self.tools or ()))
         if not model.is_rendered_here:
             if self.num_kept is not None:
                 model.tokenizer.require("truncate_prompt_tokens")
             return self._unrendered(model, limits)
-        prompt_ids = self.prompt_ids(model)
+        prompt_ids = self.prompt_ids(model, limits)
         format = model.template.output_format(
             model.tokenizer, prompt_ids, reads_tools=self.tools is not None
         )
@@ -80,6 +80,7 @@ class Chat:
 
     def _unrendered(self, model: ServedModel, limits: RequestLimits) -> GenerateRequest:
         """For an engine that renders conversations itself; checked here all the same."""
+        limits.check("max_tools", "tools", len(self.tools or ()))
         continues = self.continue_final_message or parse_messages(self.messages)[-1].prefix
         parse_tools(self.tools)
         return GenerateRequest(

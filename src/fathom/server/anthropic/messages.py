@@ -48,7 +48,7 @@ async def count_tokens(state: ServerState, exchange: Exchange) -> None:
 
     def work(ask: Ask) -> dict[str, Any]:
         chat = _chat(ask, ask.read(CountRequest, "anthropic"))
-        return {"input_tokens": len(chat.prompt_ids(ask.model))}
+        return {"input_tokens": len(chat.prompt_ids(ask.model, ask.config))}
 
     await tell(state, exchange, work)
 

@@ -36,6 +36,7 @@ def _tokenize(ask: Ask) -> dict[str, Any]:
         )
     else:
         ask.config.check("max_messages", "messages", len(request.messages or ()))
+        ask.config.check("max_tools", "tools", len(request.tools or ()))
         tools = to_builtins(request.tools)
         ask.leave_out_unknown(request.messages, tools)
         ids = encode_chat(

@@ -91,7 +91,7 @@ async def input_tokens(state: ServerState, exchange: Exchange) -> None:
         items = read_items(ask, request, "")
         chat = _chat(ask, request, "", items, state.responses, exchange.tenant)
         with renaming(_MESSAGES):
-            count = len(chat.prompt_ids(ask.model))
+            count = len(chat.prompt_ids(ask.model, ask.config))
         return {"object": "response.input_tokens", "input_tokens": count}
 
     await tell(state, exchange, work)
