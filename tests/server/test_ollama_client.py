@@ -4,6 +4,7 @@ prompts that its requests become with those of the same conversations in OpenAI'
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -143,7 +144,13 @@ def test_nothing_asked_is_a_load(client: ollama.Client) -> None:
 
 def test_what_is_known_of_the_model(client: ollama.Client) -> None:
     assert [model.model for model in client.list().models] == [MODEL, "second-name"]
-    assert client.ps().models[0].context_length == CONTEXT
+    running = client.ps().models[0]
+    assert running.context_length == CONTEXT
+    # Ollama's own program cuts digests to their first 12 letters, and counts down to an end.
+    assert re.fullmatch("[0-9a-f]{64}", running.digest or "")
+    assert {model.digest for model in client.list().models} == {running.digest}
+    assert running.expires_at is not None
+    assert running.expires_at.year == 9999
     shown = client.show(f"{MODEL}:latest")
     assert shown.capabilities == ["completion", "insert", "tools", "thinking"]
     assert shown.details is not None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
+
+from msgspec import json
 
 from fathom.server.exchange import Exchange
 from fathom.server.job import Ask, tell
@@ -16,6 +19,8 @@ from fathom.spec.model import ModelSpec
 from fathom.spec.plan import DeploymentPlan, RemotePlan
 from fathom.text.prompt import can_infill
 
+_NEVER = "9999-12-31T00:00:00Z"  # what is served stays loaded
+
 
 async def tags(state: ServerState, exchange: Exchange) -> None:
     """Every served name."""
@@ -26,7 +31,7 @@ async def tags(state: ServerState, exchange: Exchange) -> None:
 async def running(state: ServerState, exchange: Exchange) -> None:
     """The same, with how much context there is: what is served is loaded, and stays so."""
     _, model = state.require()
-    more = {"context_length": model.plan.max_model_len}
+    more = {"context_length": model.plan.max_model_len, "expires_at": _NEVER}
     await exchange.give({"models": [{**c, **more} for c in _cards(model)]})
 
 
@@ -72,14 +77,12 @@ def _info(plan: DeploymentPlan | RemotePlan) -> dict[str, Any]:
 def _cards(model: ServedModel) -> list[dict[str, Any]]:
     ledger = model.plan.ledger if isinstance(model.plan, DeploymentPlan) else ()
     size = sum(line.num_bytes for line in ledger if line.part.startswith("weights"))
+    told = {"size": size, "details": _details(model)}
+    # Of what is told here, not of files: Ollama's own program shows the first letters of one, and
+    # fails where there is none.
+    told["digest"] = hashlib.sha256(json.encode([model.name, told])).hexdigest()
     return [
-        {
-            "name": name,
-            "model": name,
-            "modified_at": _time(model),
-            "size": size,
-            "details": _details(model),
-        }
+        {"name": name, "model": name, "modified_at": _time(model), **told}
         for name in model.plan.served_names
     ]
 
