@@ -186,6 +186,20 @@ def test_a_conversation_goes_on_from_what_was_kept(
         client.responses.create(model=MODEL, input="?", previous_response_id=third.id)
 
 
+def test_items_get_ids_where_they_have_none(client: openai.OpenAI) -> None:
+    said: list[Any] = [
+        {"role": "user", "content": str(number), **more}
+        for number, more in enumerate([{}, {"id": None}, {"id": ""}, {"id": "mine"}])
+    ]
+    answer = client.responses.create(model=MODEL, input=said)
+    listed = client.responses.input_items.list(answer.id, order="asc", limit=3)
+    assert [item.content for item in listed] == list("0123")  # type: ignore[union-attr]
+    ids = [item.id for item in listed]
+    assert all(ids)
+    assert len(set(ids)) == 4
+    assert ids[3] == "mine"
+
+
 def test_what_is_not_kept_is_not_found(client: openai.OpenAI) -> None:
     gone = client.responses.create(model=MODEL, input="?", store=False)
     for call in (client.responses.retrieve, client.responses.delete):

@@ -35,7 +35,7 @@ def read_items(ask: Ask, request: CountRequest, name: str) -> list[Struct]:
         raws = request.input
     return [
         ask.part(
-            {"id": f"item_{name}_{index}", **raw},
+            {**raw, "id": f"item_{name}_{index}"} if raw.get("id") in (None, "") else raw,
             ITEMS,
             "items",
             f"input[{index}]",

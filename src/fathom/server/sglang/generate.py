@@ -33,6 +33,7 @@ _NAMES = {
     "seed": "sampling_params.sampling_seed",
     "logprobs": "top_logprobs_num",
     "prompt_logprobs": "top_logprobs_num",
+    "request_id": "rid",
 }
 
 
