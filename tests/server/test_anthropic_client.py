@@ -290,6 +290,9 @@ def test_such_a_line_is_told_wherever_it_stands(client: anthropic.Anthropic) -> 
         ({"thinking": {"type": "adaptive", "budget_tokens": -5}}, "thinking.budget_tokens"),
         ({"thinking": {"type": "enabled", "budget_tokens": 2**64}}, "thinking.budget_tokens"),
         ({"context_management": {"edits": [{"type": "clear_tool_uses"}]}}, "context_management"),
+        ({"context_management": {"edits": 1}}, "context_management.edits"),
+        ({"context_management": {"edits": [{"type": []}]}}, "context_management.edits[0].type"),
+        ({"context_management": {"edits": [], "zz": 1}}, "context_management.zz"),
         ({"messages": [{"role": "assistant", "content": [
             {"type": "tool_use", "id": "a", "name": "f", "input": {}}]}]}, "messages"),
     ],

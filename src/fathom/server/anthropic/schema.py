@@ -116,6 +116,19 @@ class Metadata(Struct, frozen=True):
     user_id: str | None = None
 
 
+class Edit(Struct, frozen=True):
+    """An edit of the conversation. Only the one that the templates make by themselves is taken."""
+
+    type: str
+    keep: Any = None
+
+
+class ContextManagement(Struct, frozen=True):
+    """`context_management`."""
+
+    edits: list[Edit] = []
+
+
 class CountRequest(Struct, frozen=True, kw_only=True):
     """The body of POST /v1/messages/count_tokens."""
 
@@ -128,7 +141,7 @@ class CountRequest(Struct, frozen=True, kw_only=True):
     output_config: OutputConfig | None = None
     output_format: Format | None = None
     cache_control: CacheControl | None = None
-    context_management: dict[str, Any] | None = None
+    context_management: ContextManagement | None = None
 
 
 class MessagesRequest(CountRequest, frozen=True, kw_only=True):

@@ -144,10 +144,8 @@ def tell_of_unheeded(ask: Ask, request: CountRequest) -> None:
         ask.warnings.append("output_config.effort: the models have no degrees of effort")
     if request.thinking and request.thinking.display == "summarized":
         ask.warnings.append("thinking.display: reasoning is given as it is, not summarized")
-    if request.context_management:
-        edits = request.context_management.get("edits") or []
-        kinds = {edit.get("type") if isinstance(edit, dict) else None for edit in edits}
-        if set(request.context_management) != {"edits"} or kinds - {"clear_thinking_20251015"}:
+    if request.context_management and request.context_management.edits:
+        if {edit.type for edit in request.context_management.edits} != {"clear_thinking_20251015"}:
             raise RequestError(
                 "context_management is not supported: conversations are not edited here",
                 param="context_management",
