@@ -4,13 +4,17 @@ with one without a limit, and the prefix cache before and after it is flushed.""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import anthropic
 import httpx
 import ollama
 import openai
 import pytest
+from langchain_core.messages import ToolMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from pydantic import Field
 
 from fathom.text.markers import END_THINK
 from fathom.text.tokenizer import Tokenizer
@@ -45,6 +49,37 @@ def test_dialects_agree(server: Server) -> None:
     assert response.output_text == text
     assert message.content[0].text == text  # type: ignore[union-attr]
     assert last.message.content == text
+    for by_responses in (False, True):
+        llm = chain(server, model, max_tokens=24, use_responses_api=by_responses)
+        assert llm.invoke(ASK).text == text
+        assert "".join(piece.text for piece in llm.stream(ASK)) == text
+
+
+def chain(server: Server, model: str, **more: Any) -> ChatOpenAI:
+    """LangChain's client."""
+    url = f"{server.url}/v1"
+    return ChatOpenAI(model=model, base_url=url, api_key="none", temperature=0, **more)
+
+
+@pytest.mark.parametrize("by_responses", [False, True])
+def test_langchain_calls_a_tool_and_goes_on(server: Server, by_responses: bool) -> None:
+    @tool
+    def add(a: Annotated[int, Field(ge=0, lt=100)], b: Annotated[int, Field(ge=0, lt=100)]) -> int:
+        """Adds two numbers."""
+        return a + b
+
+    model = httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"]
+    llm = chain(server, model, max_tokens=80, use_responses_api=by_responses)
+    forced = llm.bind_tools([add], tool_choice="add", strict=True)
+    whole = forced.invoke(ASK)
+    (call,) = whole.tool_calls
+    streamed: Any = None
+    for piece in forced.stream(ASK):
+        streamed = piece if streamed is None else streamed + piece
+    (again,) = streamed.tool_calls
+    assert again["args"] == call["args"]
+    result = ToolMessage(str(add.invoke(again["args"])), tool_call_id=again["id"])
+    assert llm.invoke([*ASK, streamed, result]).text
 
 
 @pytest.mark.parametrize("budget", [0, 1, 5])
