@@ -1,5 +1,5 @@
 """Compares the answer to bodies that are right but for one value, of any type and anywhere in them,
-with 2xx or a 4xx that says why."""
+with 200 or a 4xx; and for one unknown field, with a refusal or a warning that names it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
+from fathom.server.config import ServerConfig
 from tests.server.live_server import LiveServer
 from tests.server.scripted_engine import MODEL
 
+# Where any name may stand; what is in tags is the grammar's business (`tests/text/grammar`).
+FREE = {"parameters", "schema", "input_schema", "input", "arguments", "metadata", "json"}
+FREE |= {"logit_bias", "structures"}
 HI = {"role": "user", "content": "?"}
 VALUES: list[Any] = [None, 0, -1, True, "", "x", 1.5, 2**70, [], [None], [[]], {}, {"a": None}]
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -98,6 +102,31 @@ def test_a_value_anywhere(server: LiveServer, path: str, body: dict[str, Any]) -
                 assert told.status_code in (200, 400, 404), (place, value, told.text)
                 if path == "/v1/responses" and told.status_code == 200:
                     _comes_back(http, told)
+
+
+@pytest.fixture(scope="module")
+def lenient() -> Iterator[LiveServer]:
+    with LiveServer(ServerConfig(port=0, lenient=True)) as live:
+        yield live
+
+
+@pytest.mark.parametrize(("path", "body"), BODIES)
+def test_an_unknown_field_anywhere(
+    server: LiveServer, lenient: LiveServer, path: str, body: dict[str, Any]
+) -> None:
+    free = FREE - {"input"} if path == "/v1/responses" else FREE
+    for place in [(), *places(body)]:
+        changed = copy.deepcopy(body)
+        inside: Any = changed
+        for key in place:
+            inside = inside[key]
+        if isinstance(inside, dict) and not free & set(place):
+            inside["zzz"] = 1
+            refused = httpx.post(server.url + path, json=changed)
+            assert (refused.status_code, "zzz" in refused.text) == (400, True), place
+            told = httpx.post(lenient.url + path, json=changed)
+            assert told.status_code == 200, (place, told.text)
+            assert "zzz" in told.text.partition('"warnings"')[2], place
 
 
 def _comes_back(http: httpx.Client, told: httpx.Response) -> None:
