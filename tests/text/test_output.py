@@ -85,6 +85,23 @@ def test_reasoning_answer_and_calls_come_apart(tokenizer: Tokenizer, sizes: list
     assert not stream.needs_cancel
 
 
+@given(sizes=SIZES, shows=st.booleans(), has_tokens=st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_a_call_where_none_was_offered_is_told_of(
+    tokenizer: Tokenizer, bare_tokenizer: Tokenizer, sizes: list[int], shows: bool, has_tokens: bool
+) -> None:
+    """Its words are the answer's, its markers as far as special tokens are shown."""
+    used = tokenizer if has_tokens else bare_tokenizer
+    form = OutputFormat(splits_reasoning=True, starts_inside=True, may_call=True)
+    sampling = SamplingParams(skip_special_tokens=not shows)
+    ids = (*used.encode(f"a</think>b{CALL}", special=True), used.eos_ids[0])
+    answer = read(OutputStream(used, sampling, format=form), ids, sizes)
+    assert (answer.reasoning, answer.calls) == ("a", [])
+    assert answer.text == f"b{used.decode(used.encode(CALL, special=True), not shows)}"
+    assert answer.last.has_stray_markup
+    assert answer.last.finish_reason == "stop"
+
+
 @given(sizes=SIZES, text=st.text(max_size=20), data=st.data())
 @settings(max_examples=50, deadline=None)
 def test_plain_answers_are_the_decode(

@@ -26,7 +26,7 @@ class OutputFormat:
     `splits_reasoning`: part it at `<think>` and `</think>`; `starts_inside`: the prompt has opened
     the reasoning; `starts_after`: it has closed it, too; `opens_reasoning`: the model will open it.
     `tools`: the format of tool calls, where the request offers tools; `repairs`: what is mended in
-    their arguments.
+    their arguments. `may_call`: without tools too, the model knows markers of calls.
     """
 
     splits_reasoning: bool = False
@@ -35,12 +35,13 @@ class OutputFormat:
     opens_reasoning: bool = False
     tools: ToolFormat | None = None
     repairs: RepairLevel = "closing"
+    may_call: bool = False
 
     @property
     def markers(self) -> tuple[str, ...]:
         """Markers that structure the answer."""
         reasoning = REASONING_MARKERS if self.splits_reasoning else ()
-        return reasoning + (TOOL_MARKERS if self.tools else ())
+        return reasoning + (TOOL_MARKERS if self.tools or self.may_call else ())
 
 
 @dataclass(slots=True)
@@ -62,9 +63,16 @@ class Told:
 
 class Channels:
     """The state of one answer that is read as `format`. `spelled` are the markers that come as
-    text; `name` makes the ids of tool calls unique."""
+    text, `hidden` those that are told of but not shown where no call was offered; `name` makes the
+    ids of tool calls unique."""
 
-    def __init__(self, format: OutputFormat, spelled: Iterable[str], name: str) -> None:
+    def __init__(
+        self,
+        format: OutputFormat,
+        spelled: Iterable[str],
+        name: str,
+        hidden: frozenset[str] = frozenset(),
+    ) -> None:
         self._spelled = Scanner(spelled)
         self._reasoning = self._tools = None
         self._has_stray_markup = False
@@ -73,6 +81,7 @@ class Channels:
             self._reasoning = ReasoningSplitter(
                 starts_inside=format.starts_inside, has_ended=format.starts_after, ends_at=ends_at
             )
+        self._hidden = frozenset(() if format.tools else hidden.intersection(TOOL_MARKERS))
         if format.tools:
             self._tools = ToolCallParser(lambda i: f"{name}_{i}", format.repairs)
 
@@ -113,6 +122,9 @@ class Channels:
 
     def _sort(self, piece: Piece, told: Told) -> None:
         if not piece.text and piece.marker is None:
+            return
+        if piece.marker in self._hidden:
+            self._has_stray_markup = True
             return
         parts = [("answer", piece)] if self._reasoning is None else self._reasoning.push(piece)
         for channel, part in parts:

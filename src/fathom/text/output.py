@@ -42,7 +42,9 @@ class OutputStream:
         )
         # A tokenizer without a token for a marker writes it as text.
         spelled = [marker for marker, token_id in ids.items() if token_id is None]
-        self._channels = Channels(format, spelled, f"call_{name}_{index}")
+        hides = tokenizer.hidden_ids if sampling.skip_special_tokens else frozenset()
+        hidden = frozenset(marker for marker, token_id in ids.items() if token_id in hides)
+        self._channels = Channels(format, spelled, f"call_{name}_{index}", hidden)
         self.is_finished = False
         """Whether the last delta has been given."""
         self.needs_cancel = False

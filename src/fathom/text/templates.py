@@ -60,6 +60,7 @@ class ChatTemplate:
             opens_reasoning=self.reasons == "always"
             and prompt_ids[-1] == tokenizer.special_ids.get(ASSISTANT),
             tools=self.tool_format if reads_tools else None,
+            may_call=self.tool_format is not None,
         )
 
 
