@@ -142,6 +142,17 @@ def test_references_that_lead_on_for_ever_crash_nothing() -> None:
     assert 0 < less < (soft if soft != resource.RLIM_INFINITY else 2 << 20)
 
 
+def test_rules_that_lead_on_for_ever_are_the_requests_fault() -> None:
+    """A grammar of the request's own can do the same, and ended the process: an error of the
+    server. In rules and in terminals."""
+    for name in ("r", "R"):
+        rules = [f'{name}{i}: {name}{i + 1} "x"' for i in range(5000)]
+        grammar = "\n".join([f"start: {name}0", *rules, f'{name}5000: "y"'])
+        error = refusal(asked(grammar=grammar))
+        assert (error.http_status, error.code) == (400, "schema_depth_limit"), error
+        assert error.param == "structured_outputs.grammar"
+
+
 def test_letters_of_many_bytes_in_a_wrong_schema_crash_nothing() -> None:
     """The grammar engine cuts what it quotes after 100 bytes, and panics where that is inside a
     letter. Where a schema was compiled again to find the keyword at fault, the panic came through,
@@ -154,7 +165,7 @@ def test_letters_of_many_bytes_in_a_wrong_schema_crash_nothing() -> None:
         assert "panic" not in str(error)
 
 
-@pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGABRT, signal.SIGKILL])
 def test_a_crash_is_no_limit_and_not_the_requests_fault(how: signal.Signals) -> None:
     async def main() -> None:
         checker = GrammarChecker(embedded_path)

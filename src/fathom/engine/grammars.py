@@ -4,8 +4,8 @@
                          ◀── text ──┘                  under limits of time, memory and states
 
 The engine's process compiles the text again, under the same limits of states: an automaton cannot
-be sent, and what has compiled here compiles there. Too slow, too large and too many states are the
-request's errors, each by its code; a process that crashes is ours.
+be sent, and what has compiled here compiles there. Too slow, too large, too deep and too many states
+are the request's errors, each by its code; a process that ends in another way is ours.
 """
 
 from __future__ import annotations
@@ -127,6 +127,14 @@ class GrammarChecker:
                 code="schema_memory_limit",
                 wanted=f"at most {self._max_more_bytes / 2**20:g} MiB",
                 fix="make it smaller",
+            )
+        if code == -signal.SIGSEGV:  # the compiler follows rules on its stack, which ran out
+            _log.warning("grammar process overflowed its stack field=%s", field)
+            return RequestError(
+                f"{field} nests deeper than the compiler can follow",
+                param=field,
+                code="schema_depth_limit",
+                fix="let fewer rules lead on from one to the other",
             )
         _log.error("grammar process crashed code=%s field=%s said=%r", code, field, said)
         how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
