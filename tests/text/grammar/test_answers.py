@@ -306,6 +306,40 @@ def test_every_keyword_that_the_engine_lacks_is_refused_before_it(
             engine.check(Asked(form=StructuredOutputs(json={keyword: {"type": "string"}})))
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.one_of(
+        st.integers(-(2**66), 2**66),
+        st.integers(2**53 - 3, 2**53 + 3),
+        st.sampled_from([2**63 - 1, -(2**63) + 1, -(2**63), 12345678901234567890123, 1e22]),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.decimals(-(10**9), 10**9, places=6).map(float),
+    )
+)
+def test_a_number_is_written_as_it_was_asked_or_refused(
+    embedded: tuple[Tokenizer, GrammarEngine], number: float
+) -> None:
+    """The engine reads large integers and long decimals as doubles near them, and wrote those:
+    12345678901234568000000 for {"const": 12345678901234567890123}. At -(2**63) it crashed."""
+    tokenizer, engine = embedded
+    schema: Any = {"enum": [{"a/b": [0, number]}]}
+    try:
+        constraint = constraint_of(engine, json=schema, disable_any_whitespace=True)
+    except RequestError as error:
+        assert error.found == "at #/enum/0/a~1b/1"
+        assert not 1e-9 < abs(number) < 2**53 or len(repr(number)) > 15
+        for keyword in ("const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+            with pytest.raises(RequestError, match=f"at #/items/{keyword}$"):
+                constraint_of(engine, json={"type": "array", "items": {keyword: number}})
+        return
+    answer = random_answer(constraint, tokenizer, random.Random(1), jumps=True)
+    assert answer is not None
+    assert json.loads(answer[0]) == schema["enum"][0]
+    if isinstance(number, int):
+        constraint = constraint_of(engine, json={"minimum": number, "maximum": number})
+        assert constraint.count_allowed(tokenizer.encode(str(number)))
+
+
 def test_a_grammar_that_grows_too_large_says_so(embedded: tuple[Tokenizer, GrammarEngine]) -> None:
     """Its error comes with a mask that only ends the answer, and nothing is forced any more. The
     next answer under it begins anew: automata of one grammar share states, and once all had that

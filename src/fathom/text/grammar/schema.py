@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,6 +16,7 @@ from fathom.errors import RequestError
 
 MAX_DEPTH = 64
 MAX_SUBSCHEMAS = 20_000
+EXACT = 2**53  # integers below it are doubles
 MAX_CHAIN = 1000  # levels of references that lead on; the engine follows them on its stack
 # What the engine has no word for; `translate` says it in others.
 TRANSLATED = frozenset(
@@ -36,6 +38,10 @@ ENFORCED = frozenset(
     | ONE
     | LISTS
     | NAMED
+)
+# Keywords of numbers that the engine reads as doubles; counts it reads as integers.
+NUMBERS = frozenset(
+    {"const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 )
 # What says something about a value and demands nothing of it.
 REMARKS = frozenset(
@@ -151,6 +157,9 @@ def _fault_of(schema: Any, pointer: str) -> SchemaFault | None:
         for keys, has_shape, shape in _SHAPES:
             if key in keys and not has_shape(value):
                 return SchemaFault(f"{key} is not {shape}", at)
+        if key in NUMBERS and (place := _inexact(value, at)):
+            what = "a number that the grammar engine would round; it keeps 15 digits"
+            return SchemaFault(what, place)
         if key == "format" and (not isinstance(value, str) or value not in FORMATS):
             return SchemaFault(
                 f"the format {str(value)[:100]!r} cannot be enforced, "
@@ -162,6 +171,31 @@ def _fault_of(schema: Any, pointer: str) -> SchemaFault | None:
         elif key == "minProperties" and _may_repeat(schema, value):
             return SchemaFault("minProperties over 1 cannot be enforced: names could repeat", at)
     return None
+
+
+def _inexact(value: Any, pointer: str) -> str:
+    """Where in `value` a number is that the grammar engine could write as another one."""
+    waiting = [(pointer, value)]
+    while waiting:
+        at, inner = waiting.pop()
+        if isinstance(inner, dict):
+            waiting += ((f"{at}/{escape(key)}", one) for key, one in inner.items())
+        elif isinstance(inner, list):
+            waiting += ((f"{at}/{index}", one) for index, one in enumerate(inner))
+        elif _is_number(inner) and not _is_exact(inner):
+            return at
+    return ""
+
+
+def _is_exact(number: float) -> bool:
+    """Whether its digits and its power of ten are doubles themselves: then the one divided by the
+    other is the double nearest to it, and the engine looks no closer (W. Clinger, "How to read
+    floating point numbers accurately")."""
+    if isinstance(number, int) or abs(number) >= EXACT:
+        return abs(number) < EXACT
+    _, digits, power = Decimal(repr(number)).as_tuple()
+    significand = int("".join(map(str, digits)))
+    return float(significand) == significand and int(power) >= -22
 
 
 def _may_repeat(schema: dict[str, Any], least: Any) -> bool:
