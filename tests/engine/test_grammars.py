@@ -239,8 +239,10 @@ def test_a_grammar_that_grows_too_large_ends_its_own_request_alone() -> None:
     )  # type: ignore[arg-type]
     fine = SamplingParams(max_tokens=20, structured_outputs={"regex": "[0-9]{3}"})  # type: ignore[arg-type]
     with LLM() as llm:
-        with pytest.raises(RequestError, match="could not complete"):
+        with pytest.raises(RequestError, match="could not complete") as caught:
             llm.generate("a", wide, use_tqdm=False)
+        assert caught.value.param == "structured_outputs.regex"
+        assert caught.value.code == "schema_state_limit"
         assert len(llm.generate("a", fine, use_tqdm=False)[0].outputs[0].text) == 3
         assert llm._loaded.core.stats().kv_usage == 0
 

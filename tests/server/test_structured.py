@@ -232,6 +232,16 @@ def test_explosive_grammars_are_refused_in_time_and_others_go_on(server: Server)
         assert re.fullmatch("[0-9]{3}", fine.json()["choices"][0]["message"]["content"])
 
 
+def test_a_grammar_that_grows_too_large_in_an_answer_is_named(server: Server) -> None:
+    """As it is where it does so at the check: the error named no field."""
+    nested = "((((a{1,999}b?){1,999}c?){1,999}d?){1,999}e?){1,999}"
+    asked = {"prompt": "a", "max_tokens": 900, "min_tokens": 900, "seed": 1, "temperature": 1.0}
+    answer = httpx.post(f"{server.url}/v1/completions", json={**asked, "regex": nested}, timeout=60)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == ("regex", "schema_state_limit")
+
+
 def _scrap(pick: random.Random, depth: int = 0) -> Any:
     """A schema, or something like one."""
     keys = ["type", "properties", "required", "items", "enum", "const", "pattern", "format"]

@@ -4,8 +4,8 @@
                          ◀── text ──┘                  under limits of time, memory and states
 
 The engine's process compiles the text again, under the same limits of states: an automaton cannot
-be sent, and what has compiled here compiles there. Too slow, too large, too deep and too many states
-are the request's errors, each by its code; a process that ends in another way is ours.
+be sent, and what has compiled here compiles there. Too slow, too large, too deep and too many
+states are the request's errors, each by its code; a process that ends in another way is ours.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class GrammarChecker:
         return text
 
     async def _ask(self, asked: Asked, body: bytes) -> str:
-        field = asked.form.field if asked.form is not None else "tools"
+        field = asked.field
         process = await self._started()
         if self._words is not None:
             os.ftruncate(self._words.fileno(), 0)  # of what was before: it would add up

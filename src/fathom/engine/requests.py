@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fathom.core.types import Request, SamplingParams
-from fathom.errors import not_valid
+from fathom.core.types import Request, SamplingParams, TokenEvent
+from fathom.errors import EngineError, FathomError, RequestError, not_valid
 from fathom.text.channels import OutputFormat
 from fathom.text.grammar.asked import Asked, ToolRules
 
@@ -56,6 +56,15 @@ class GenerateRequest:
     def asked(self) -> Asked | None:
         """What restricts the answers; None where nothing does."""
         return Asked.of(self.sampling.structured_outputs, self.tools, self.format)
+
+
+def failure(event: TokenEvent, field: str) -> FathomError:
+    """Why the engine gave up on a sequence, whose form of answer is the request's `field`."""
+    what = "the engine could not complete the answer"
+    if not event.blames_request:
+        return EngineError(what, found=event.error)
+    code = "schema_state_limit"
+    return RequestError(f"{field}: {what}", param=field, code=code, found=event.error)
 
 
 class SeedSource:

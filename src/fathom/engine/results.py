@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fathom.core.types import SamplingParams, TokenEvent
-from fathom.errors import EngineError, RequestError
+from fathom.engine.requests import failure
 from fathom.text.delta import Delta, FinishReason, TokenLogprob
 from fathom.text.output import OutputStream
 from fathom.text.tokenizer import Tokenizer
@@ -63,6 +63,7 @@ class Choice:
     stream: OutputStream
     index: int
     wants_logprobs: bool
+    form: str = ""  # the field that says it
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -73,16 +74,16 @@ class Choice:
     def begin(cls, tokenizer: Tokenizer, sampling: SamplingParams, index: int) -> Choice:
         """A choice without tokens."""
         stream = OutputStream(tokenizer, sampling, index=index)
-        return cls(stream, index, sampling.logprobs is not None)
+        form = sampling.structured_outputs
+        return cls(stream, index, sampling.logprobs is not None, form.field if form else "")
 
     def push(self, event: TokenEvent) -> None:
         """Add an event.
 
-        Raises: EngineError where the engine gave up on it.
+        Raises: EngineError where the engine gave up on it, RequestError where its form did.
         """
         if event.finish_reason == "error":
-            kind = RequestError if event.blames_request else EngineError
-            raise kind("the engine could not complete the answer", found=event.error)
+            raise failure(event, self.form)
         delta = self.stream.push(event)
         if delta is None:
             return

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from fathom.core.types import Request, TokenEvent
-from fathom.engine.requests import GenerateRequest
+from fathom.engine.requests import GenerateRequest, failure
 from fathom.engine.timing import Observer, RequestTimer
-from fathom.errors import EngineError, FathomError, RequestError
+from fathom.errors import FathomError
 from fathom.text.delta import Delta
 from fathom.text.output import OutputStream
 from fathom.text.tokenizer import Tokenizer
@@ -98,6 +98,7 @@ class RequestStream(AnswerStream[TokenEvent]):
             for index in range(len(sequences))
         ]
         self._cancel = cancel
+        self._field = "" if request.asked is None else request.asked.field
         self.ids = tuple(self._running)
 
     @property
@@ -112,8 +113,7 @@ class RequestStream(AnswerStream[TokenEvent]):
             return
         self._timer.record(index, event, now)
         if event.finish_reason == "error":
-            kind = RequestError if event.blames_request else EngineError
-            self.fail(kind("the engine could not complete the answer", found=event.error))
+            self.fail(failure(event, self._field))
         else:
             self._put(event)
 

@@ -323,10 +323,13 @@ def test_a_number_is_written_as_it_was_asked_or_refused(
     12345678901234568000000 for {"const": 12345678901234567890123}. At -(2**63) it crashed."""
     tokenizer, engine = embedded
     schema: Any = {"enum": [{"a/b": [0, number]}]}
+    refusal: RequestError | None = None
     try:
         constraint = constraint_of(engine, json=schema, disable_any_whitespace=True)
     except RequestError as error:
-        assert error.found == "at #/enum/0/a~1b/1"
+        refusal = error
+    if refusal is not None:
+        assert refusal.found == "at #/enum/0/a~1b/1"
         assert not 1e-9 < abs(number) < 2**53 or len(repr(number)) > 15
         for keyword in ("const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
             with pytest.raises(RequestError, match=f"at #/items/{keyword}$"):

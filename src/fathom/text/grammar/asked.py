@@ -42,6 +42,11 @@ class Asked:
     tools: ToolRules | None = None
     reasoning: Reasoning = "none"
 
+    @property
+    def field(self) -> str:
+        """The request's field to blame."""
+        return self.form.field if self.form is not None else "tools"
+
     @classmethod
     def of(
         cls, form: StructuredOutputs | None, tools: ToolRules | None, format: OutputFormat

@@ -126,8 +126,7 @@ class GrammarEngine:
     def _located(self, asked: Asked, error: RequestError) -> RequestError:
         """The error with the field, and in a schema the keyword to blame."""
         schemas = {}
-        form = asked.form
-        field = "tools" if form is None else form.field
+        form, field = asked.form, asked.field
         if form is not None and form.json is not None:
             schemas[form.field_path("json")] = str(form.json)
         for tool in asked.tools.tools if asked.tools is not None else ():
