@@ -220,6 +220,14 @@ def test_a_required_call_leaves_no_other_form(embedded: tuple[Tokenizer, Grammar
         assert bool(constraint.count_allowed(tokenizer.encode("yes"))) == (not must_call)
 
 
+def test_a_regex_of_nothing_is_the_empty_answer(
+    embedded: tuple[Tokenizer, GrammarEngine],
+) -> None:
+    """As it is of vLLM; it was an error that spoke of tokens which nobody had written."""
+    tokenizer, engine = embedded
+    assert allowed_ids(constraint_of(engine, regex="")) == [tokenizer.eos_ids[0]]
+
+
 def test_as_many_choices_as_a_request_may_have_can_be_written(
     embedded: tuple[Tokenizer, GrammarEngine],
 ) -> None:

@@ -209,7 +209,7 @@ def _arguments_schema(tool: ToolRule) -> Any:
 
 
 def _regex(pattern: str) -> str:
-    return f"/{regex_to_lark(pattern)}/"
+    return f"/{regex_to_lark(pattern or '()')}/"  # // is a comment
 
 
 def _structures(text: str, field: str) -> list[tuple[str, str, Any, str]]:
