@@ -116,7 +116,7 @@ def test_broken_bodies(http: httpx.Client, body: bytes, code: str) -> None:
         ({"model": "other"}, "model"),
         (
             {"thinking": {"type": "enabled"}, "chat_template_kwargs": {"thinking": False}},
-            "thinking",
+            "thinking.type",
         ),
     ],
 )
@@ -233,3 +233,35 @@ def test_not_http(server: LiveServer) -> None:
         answer = raw.recv(65536)
     assert answer.startswith(b"HTTP/1.1 400")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+
+
+THINKING: list[tuple[str, dict[str, Any], str]] = [
+    (CHAT, {"thinking": True}, "thinking"),
+    (CHAT, {"thinking": {"type": "enabled"}}, "thinking.type"),
+    (CHAT, {"enable_thinking": True}, "enable_thinking"),
+    (CHAT, {"reasoning_effort": "high"}, "reasoning_effort"),
+    (CHAT, {"chat_template_kwargs": {"enable_thinking": True}},
+     "chat_template_kwargs.enable_thinking"),
+    ("/tokenize", {"chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs.thinking"),
+    ("/v1/responses", {"reasoning": {"effort": "low"}}, "reasoning.effort"),
+    ("/v1/messages", {"thinking": {"type": "enabled", "budget_tokens": 9}, "max_tokens": 20},
+     "thinking.type"),
+    ("/api/chat", {"think": True}, "think"),
+]  # fmt: skip
+
+
+def test_a_refusal_of_thinking_names_the_field_that_was_sent() -> None:
+    """It named `thinking`, which most of these had not sent."""
+    with (
+        LiveServer(template_name="deepseek-v3") as live,
+        httpx.Client(base_url=live.url, timeout=10) as http,
+    ):
+        for path, change, field in THINKING:
+            body = {"input": "?"} if path == "/v1/responses" else {"messages": ASK["messages"]}
+            response = http.post(path, json={"model": MODEL, **body, **change})
+            assert response.status_code == 400
+            error = response.json()["error"]
+            said = error if isinstance(error, str) else error["message"]
+            assert f"{field} cannot be on with the deepseek-v3 template" in said
+            if isinstance(error, dict):
+                assert error.get("param", field) == field

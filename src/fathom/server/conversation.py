@@ -45,7 +45,7 @@ class Chat:
             model.template,
             self.messages,
             tools=self.tools,
-            thinking=self.thinking.is_on,
+            thinking=self.thinking.mode(model.template),
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=self.continue_final_message,
         )
@@ -104,7 +104,7 @@ class Chat:
         """Whether the model thinks, as it was understood, in DeepSeek's and Anthropic's form."""
         if not model.is_rendered_here and self.thinking.is_on is None:
             return {"type": "default"}  # the upstream's
-        if not model.template.thinking_mode(self.thinking.is_on):
+        if not self.thinking.mode(model.template):
             return {"type": "disabled"}
         budget = self.thinking.budget
         return {"type": "enabled"} | ({} if budget is None else {"budget_tokens": budget})

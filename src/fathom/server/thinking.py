@@ -6,16 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fathom.errors import RequestError
+from fathom.text.templates import ChatTemplate
 
 _MAX_BUDGET = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """What a request asks. `is_on` None: the model's default. `budget`: most tokens of it."""
+    """What a request asks. `is_on` None: the model's default. `budget`: most tokens of it.
+    `param`: the field by which it asks, or the first of them."""
 
     is_on: bool | None = None
     budget: int | None = None
+    param: str = "thinking"
+
+    def mode(self, template: ChatTemplate) -> bool:
+        """Whether the model will think. Raises: RequestError where it cannot do what is asked."""
+        return template.thinking_mode(self.is_on, self.param)
 
 
 def one_meaning(
@@ -41,7 +48,8 @@ def one_meaning(
             found=repr(budget)[:80],
             wanted="0 or more tokens",
         )
-    return Thinking(next(iter(said.values()), None), budget)
+    param, is_on = next(iter(said.items()), ("thinking", None))
+    return Thinking(is_on, budget, param)
 
 
 def _disagree(what: str, said: Mapping[str, object]) -> RequestError:

@@ -31,8 +31,9 @@ class ChatTemplate:
     style: V3Style = field(default_factory=V3Style)
     jinja: JinjaTemplate | None = None
 
-    def thinking_mode(self, thinking: bool | None) -> bool:
-        """Whether the model will think, where a request asks for `thinking` (None: the default).
+    def thinking_mode(self, thinking: bool | None, param: str = "thinking") -> bool:
+        """Whether the model will think, where a request asks for `thinking` (None: the default)
+        in its field `param`.
 
         Raises: RequestError where the model cannot do what is asked.
         """
@@ -41,10 +42,10 @@ class ChatTemplate:
         if thinking == (self.reasons == "always"):
             return thinking
         raise RequestError(
-            f"thinking cannot be {'on' if thinking else 'off'} with the {self.name} template",
-            param="thinking",
+            f"{param} cannot be {'on' if thinking else 'off'} with the {self.name} template",
+            param=param,
             code="unsupported_value",
-            wanted=f"{not thinking} or nothing: these models {self.reasons} reason",
+            wanted=f"{'off' if thinking else 'on'}, or nothing: these models {self.reasons} reason",
         )
 
     def output_format(

@@ -26,7 +26,7 @@ from fathom.server.ollama.schema import (
 from fathom.server.ollama.wire import now, served_name, tool_call
 from fathom.server.openai.wire import chat_logprobs
 from fathom.server.state import ServerState
-from fathom.server.thinking import Thinking
+from fathom.server.thinking import one_meaning
 from fathom.text.delta import Delta
 from fathom.text.prompt import encode_infill, encode_prompt
 
@@ -106,7 +106,7 @@ def _chat(ask: Ask, request: Common, messages: list[dict[str, Any]], tools: Any)
         id=_id(),
         messages=messages,
         tools=tools or None,
-        thinking=Thinking(None if request.think is None else bool(request.think)),
+        thinking=one_meaning({"think": None if request.think is None else bool(request.think)}),
         sampling=_sampling(ask, request),
         continue_final_message=messages[-1]["role"] == "assistant"
         and not messages[-1].get("tool_calls"),

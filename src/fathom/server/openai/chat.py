@@ -14,7 +14,7 @@ from fathom.server.exchange import Exchange
 from fathom.server.job import Ask, Job, answer
 from fathom.server.openai.reply import OpenAIReply
 from fathom.server.openai.sampling import sampling_params
-from fathom.server.openai.schema import ChatRequest, given
+from fathom.server.openai.schema import ChatRequest, spellings
 from fathom.server.openai.schema import Thinking as ThinkingField
 from fathom.server.openai.structured import tool_choice
 from fathom.server.openai.wire import (
@@ -28,7 +28,6 @@ from fathom.server.openai.wire import (
 )
 from fathom.server.state import ServerState
 from fathom.server.thinking import Thinking, one_meaning
-from fathom.text.chat import asked_thinking
 from fathom.text.delta import Delta, TokenLogprob
 from fathom.text.messages import parse_messages
 
@@ -67,13 +66,14 @@ def _prepare(ask: Ask) -> Job[ChatRequest]:
 
 def _thinking(request: ChatRequest) -> Thinking:
     """Whether reasoning is asked for, under any of its names."""
-    effort, thinking, budget = request.reasoning_effort, request.thinking, None
+    effort, field, thinking, budget = request.reasoning_effort, "thinking", request.thinking, None
     if isinstance(thinking, ThinkingField):
-        budget, thinking = thinking.budget_tokens, thinking.type == "enabled"
+        field, budget = "thinking.type", thinking.budget_tokens
+        thinking = thinking.type == "enabled"
     return one_meaning(
         {
-            "chat_template_kwargs": asked_thinking(given(request.chat_template_kwargs)),
-            "thinking": thinking,
+            **spellings(request.chat_template_kwargs),
+            field: thinking,
             "enable_thinking": request.enable_thinking,
             "reasoning_effort": None if effort is None else effort != "none",
         },

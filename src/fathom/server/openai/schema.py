@@ -27,9 +27,10 @@ class TemplateKwargs(Struct, frozen=True, forbid_unknown_fields=True):
     enable_thinking: bool | None = None
 
 
-def given(kwargs: TemplateKwargs | None) -> dict[str, object]:
-    """Those that were sent."""
-    return {} if kwargs is None else {k: v for k, v in asdict(kwargs).items() if v is not None}
+def spellings(kwargs: TemplateKwargs | None) -> dict[str, bool | None]:
+    """What they ask, by the paths of their fields."""
+    told = {} if kwargs is None else asdict(kwargs)
+    return {f"chat_template_kwargs.{name}": value for name, value in told.items()}
 
 
 class Thinking(Struct, frozen=True, forbid_unknown_fields=True):

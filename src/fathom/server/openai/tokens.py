@@ -9,9 +9,10 @@ from msgspec import to_builtins
 from fathom.errors import RequestError
 from fathom.server.exchange import Exchange
 from fathom.server.job import Ask, tell
-from fathom.server.openai.schema import DetokenizeRequest, TokenizeRequest, given
+from fathom.server.openai.schema import DetokenizeRequest, TokenizeRequest, spellings
 from fathom.server.state import ServerState
-from fathom.text.chat import asked_thinking, encode_chat
+from fathom.server.thinking import one_meaning
+from fathom.text.chat import encode_chat
 from fathom.text.prompt import encode_prompt
 
 
@@ -44,7 +45,7 @@ def _tokenize(ask: Ask) -> dict[str, Any]:
             model.template,
             request.messages,
             tools=tools,
-            thinking=asked_thinking(given(request.chat_template_kwargs)),
+            thinking=one_meaning(spellings(request.chat_template_kwargs)).mode(model.template),
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
         )
