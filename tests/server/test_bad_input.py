@@ -265,3 +265,32 @@ def test_a_refusal_of_thinking_names_the_field_that_was_sent() -> None:
             assert f"{field} cannot be on with the deepseek-v3 template" in said
             if isinstance(error, dict):
                 assert error.get("param", field) == field
+
+
+IMAGE = {"type": "input_image", "image_url": "data:,", "detail": "low"}
+WRONG_KINDS: list[tuple[str, dict[str, Any], str, str]] = [
+    (CHAT, {**ASK, "tools": [{"type": "web_search"}]}, "tools[0].type", "'function'"),
+    (CHAT, {**ASK, "tool_choice": "any"}, "tool_choice", "'none', 'required', an object"),
+    (CHAT, {**ASK, "thinking": {"type": "on"}}, "thinking.type", "'enabled', 'disabled'"),
+    (CHAT, {**ASK, "response_format": {"grammar": "", "type": "ebnf"}}, "response_format.type",
+     "'text', 'json_object', 'json_schema', 'structural_tag'"),
+    ("/v1/responses", {"input": "?", "tools": [{"type": "file_search", "filters": {}}]},
+     "tools[0].type", "'function'"),
+    ("/v1/responses", {"input": "?", "include": ["all"]}, "include[0]", "reasoning.encrypted"),
+    ("/v1/responses", {"input": [{"role": "user", "content": [IMAGE]}]},
+     "input[0].content[0].type", "text only; found: input_image"),
+    ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "refusal"}]}]},
+     "input[0].content[0].type", "'input_text'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "param", "said"), WRONG_KINDS)
+def test_words_that_are_none_of_a_fields_are_told_with_those_that_are(
+    http: httpx.Client, path: str, body: dict[str, Any], param: str, said: str
+) -> None:
+    """They were told without, and what has another type by a field that only that type has."""
+    response = http.post(path, json=body)
+    assert response.status_code == 400
+    error = error_of(response)
+    assert error["param"] == param
+    assert said in error["message"]

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from fathom.errors import RequestError
+from fathom.errors import RequestError, not_valid
 from fathom.server.refused import NOTHING_REFUSED, Refusals, Refused
 
 RequestT = TypeVar("RequestT", bound=msgspec.Struct)
@@ -51,12 +51,8 @@ def read(
             found=_json_type(raw),
         )
     cleaned = _Check(refusals, warnings).fields(raw, kind, refusals.top, where, "")
-    try:
-        return msgspec.convert(cleaned, kind, strict=not is_text)
-    except msgspec.ValidationError as error:
-        raise _shape_error(str(error), where) from None
-    except RecursionError:
-        raise RequestError("the body is nested too deeply") from None
+    request: RequestT = _converted(cleaned, kind, where, strict=not is_text)
+    return request
 
 
 def _parse(body: bytes) -> Any:
@@ -105,7 +101,8 @@ class _Check:
         known, values = _children(kind), self.refusals.values
         place, inside = f"{where}." if where else "", f"{path}." if path else ""
         cleaned: dict[str, Any] = {}
-        for name, value in raw.items():
+        # What an object is, by its type, says what else may be in it.
+        for name, value in sorted(raw.items(), key=lambda item: item[0] != "type"):
             if name not in known:
                 entry = table.get(name)
                 if value is None and entry is not None:
@@ -118,6 +115,8 @@ class _Check:
             elif value is not None:
                 if isinstance(value, str) and (refused := values.get(inside + name)):
                     _check_value(refused, value, place + name)
+                if name == "type":
+                    _converted(value, _hints(kind)[name], place + name)
                 inner = known[name]
                 cleaned[name] = (
                     value
@@ -163,17 +162,31 @@ def _refusal(where: str, name: str, entry: Refused | None, names: list[str]) -> 
     )
 
 
-def _shape_error(message: str, where: str) -> RequestError:
-    """msgspec's message, with the field's path taken out of it."""
+def _converted(raw: Any, kind: Any, where: str, *, strict: bool = True) -> Any:
+    """`raw`, which stands at `where`, as a `kind`. Raises: RequestError."""
+    try:
+        return msgspec.convert(raw, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise _shape_error(str(error), kind, where) from None
+    except RecursionError:
+        raise RequestError("the body is nested too deeply") from None
+
+
+def _shape_error(message: str, kind: Any, where: str) -> RequestError:
+    """msgspec's message about a `kind`, with the field's path taken out of it."""
     match = _WHERE.search(message)
     text = _WHERE.sub("", message).replace("`", "")
     missing = re.fullmatch(r"Object missing required field (\w+)", text)
+    unknown = re.fullmatch(r"Invalid enum value (.*)", text, re.DOTALL)
     path = match[1] if match else ""
+    wanted = ", ".join(_words(_annotation(kind, path))) if unknown else ""
     if missing:
         path = f"{path}.{missing[1]}" if path else missing[1]
         text = "required, but not there"
     if where:
         path = f"{where}.{path}" if path else where
+    if unknown:
+        return not_valid(path, found=unknown[1][:100], wanted=wanted)
     return RequestError(
         f"{path or 'the body'}: {text[:1].lower()}{text[1:]}",
         param=path or None,
@@ -184,8 +197,33 @@ def _shape_error(message: str, where: str) -> RequestError:
 @cache
 def _children(kind: type[msgspec.Struct]) -> Mapping[str, type[msgspec.Struct] | None]:
     """Each field of `kind`, with the struct of the objects in it, if it holds objects."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     return {name: next(_structs(hints[name]), None) for name in kind.__struct_fields__}
+
+
+@cache
+def _hints(kind: type[msgspec.Struct]) -> Mapping[str, Any]:
+    return get_type_hints(kind)
+
+
+def _annotation(kind: Any, path: str) -> Any:
+    """What may stand at a path of msgspec's in a `kind`, or in the lists there."""
+    for name in re.findall(r"\w+", re.sub(r"\[[^\]]*\]", "", path)):
+        kind = _hints(next(_structs(kind)))[name]
+    return kind
+
+
+def _words(annotation: Any) -> Iterator[str]:
+    """What an annotation with a Literal in it leaves to choose from."""
+    if get_origin(annotation) is Literal:
+        yield from map(repr, get_args(annotation))
+    elif annotation is bool:
+        yield from ("true", "false")
+    elif get_origin(annotation) is dict or next(_structs(annotation), None) is annotation:
+        yield "an object"
+    else:
+        for argument in get_args(annotation):
+            yield from _words(argument)
 
 
 def _structs(annotation: Any) -> Iterator[type[msgspec.Struct]]:
