@@ -314,6 +314,31 @@ def test_every_keyword_that_the_engine_lacks_is_refused_before_it(
             engine.check(Asked(form=StructuredOutputs(json={keyword: {"type": "string"}})))
 
 
+@pytest.mark.parametrize(
+    ("lark", "place"),
+    [
+        ('start: "a" %json {"items": {"contains": {"type": "null"}}}', "at #/items/contains"),
+        ('start: x\nx: "%json {" %json {"const": 12345678901234567890}', "at #/const"),
+    ],
+)
+def test_schemas_in_a_grammar_are_held_to_the_same(
+    embedded: tuple[Tokenizer, GrammarEngine], lark: str, place: str
+) -> None:
+    with pytest.raises(RequestError) as told:
+        constraint_of(embedded[1], grammar=lark)
+    assert (told.value.param, told.value.found) == ("structured_outputs.grammar", place)
+
+
+def test_words_of_a_grammar_that_look_like_schemas_stay(
+    embedded: tuple[Tokenizer, GrammarEngine],
+) -> None:
+    tokenizer, engine = embedded
+    word = '%json {"contains": 1}'
+    lark = f"start: {json.dumps(word)} /%json [{{][}}]/ // {word}"
+    ids = tokenizer.encode(f"{word}%json {{}}")
+    assert constraint_of(engine, grammar=lark).count_allowed(ids) == len(ids)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.one_of(

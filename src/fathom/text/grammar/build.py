@@ -34,6 +34,8 @@ from fathom.text.tokenizer import Tokenizer
 _WHITE_SPACE = r" |\n[ ]{0,32}"
 _ANY_OBJECT = {"type": "object"}
 _IGNORED_OPTION = re.compile(r"\[[^\]\n]*\b(temperature|max_tokens|stop|capture)\b[^\]\n]*\]\s*:")
+# What a schema's word may stand in without being one, and the word.
+_LARK = re.compile(r'"(?:\\.|[^"\\])*"|/(?![/*])(?:\\.|[^/\\])*/|//.*|(%json)\s*')
 
 
 def grammar_text(asked: Asked, tokenizer: Tokenizer) -> str:
@@ -146,8 +148,23 @@ class _Rules:
             raise RequestError(
                 f"{field} is not a grammar", param=field, found=str(error)[:300]
             ) from None
-        self.others.append({"name": "own", "lark_grammar": lark})
+        self.others.append({"name": "own", "lark_grammar": self._own_schemas(lark, field)})
         return "@own"
+
+    def _own_schemas(self, lark: str, field: str) -> str:
+        """The grammar with its schemas checked and in the engine's words, as any other."""
+        told, at = [], 0
+        for found in _LARK.finditer(lark):
+            if found[1] is None or found.start() < at:
+                continue
+            try:
+                _, end = json.JSONDecoder().raw_decode(lark, found.end())
+            except ValueError:
+                continue  # the engine says what is wrong with it
+            schema = _checked(lark[found.end() : end], field)
+            told += [lark[at : found.start()], self._json(schema)]
+            at = end
+        return "".join([*told, lark[at:]])
 
     def calls(self, tools: ToolRules) -> str:
         """A block of calls in the template's form."""
