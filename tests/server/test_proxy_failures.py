@@ -74,6 +74,51 @@ def test_an_upstreams_error_is_told_in_the_dialects_form(
         assert error["param"] == ("top_p" if wanted == 400 else None)
 
 
+_EXCEEDED = "context_length_exceeded"
+CODES = [
+    ({"message": "no", "code": "unsupported_value"}, "unsupported_value"),
+    ({"message": "no", "code": _EXCEEDED}, _EXCEEDED),
+    ({"message": "no", "code": "content_policy_violation"}, "invalid_value"),
+    ({"message": "no", "code": 400}, "invalid_value"),
+    # vLLM's renderer and engine, SGLang's two checks, llama.cpp's server, DeepSeek's API
+    ({"message": "This model's maximum context length is 8 tokens.", "code": 400}, _EXCEEDED),
+    ({"message": "is longer than the maximum model length of 8.", "code": 400}, _EXCEEDED),
+    ({"message": "is longer than the model's context length (8 tokens).", "code": 400}, _EXCEEDED),
+    ({"message": "exceeds the maximum allowed length (8 tokens).", "code": 400}, _EXCEEDED),
+    (
+        {
+            "message": "request (9 tokens) exceeds the available context size (8 tokens)",
+            "type": "exceed_context_size_error",
+            "code": 400,
+        },
+        _EXCEEDED,
+    ),
+    (
+        {
+            "message": "This model's maximum context length is 8 tokens. However, you requested 9",
+            "code": "invalid_request_error",
+        },
+        _EXCEEDED,
+    ),
+]
+
+
+@pytest.mark.parametrize("files", [FILES, None])
+@pytest.mark.parametrize(("error", "code"), CODES)
+def test_an_upstreams_code_is_told_where_it_means_the_same_with_us(
+    files: str | None, error: dict[str, Any], code: str
+) -> None:
+    """The words are those in the servers' sources, and of reports of DeepSeek's."""
+    upstream = FakeUpstream(status=400, pieces=[json.dumps({"error": error}).encode()])
+    with upstream.running(), LiveProxy(upstream=upstream.url, tokenizer=files) as proxy:
+        answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=CHAT, timeout=WAIT_S)
+        body = {"model": "fake", "max_tokens": 9, "messages": ASK}
+        message = httpx.post(f"{proxy.url}/v1/messages", json=body, timeout=WAIT_S).json()["error"]
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+    # by which agents know that they have to shorten a conversation
+    assert message["message"].startswith("prompt is too long") == (code == _EXCEEDED)
+
+
 def test_an_upstreams_error_about_a_form_names_the_field_that_was_sent() -> None:
     why = {"error": {"message": "no such form", "param": "structured_outputs.grammar"}}
     upstream = FakeUpstream(status=400, pieces=[json.dumps(why).encode()], owner="fathom")
