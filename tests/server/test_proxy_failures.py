@@ -318,3 +318,34 @@ def test_a_budget_that_the_upstream_ignores_is_told() -> None:
     assert answer.status_code == 502
     assert "thinking_token_budget" in answer.text
     assert fine.status_code == 200
+
+
+def _scored(ids: list[int], rows: list[Any]) -> bytes:
+    """An answer in one piece, as vLLM 0.32's `request_output_to_completion_response` makes it."""
+    choice = {"index": 0, "text": "x", "token_ids": ids, "prompt_logprobs": rows}
+    return json.dumps(
+        {"choices": [{**choice, "logprobs": None, "finish_reason": "length"}]}
+    ).encode()
+
+
+def test_a_prompts_scores_are_read_by_token_and_missed_where_they_are_not_there() -> None:
+    def score(logprob: float, rank: int) -> dict[str, Any]:
+        return {"logprob": logprob, "rank": rank, "decoded_token": "?"}
+
+    rows = [None, {"6": score(-3.0, 9), "40": score(-0.5, 1)}, {"7": score(-0.1, 1)}]
+    upstream = FakeUpstream(pieces=[_scored([5], rows), b""])
+    with upstream.running(), LiveProxy(upstream=upstream.url, tokenizer=FILES) as proxy:
+        body = {"prompt": [5, 6, 7], "prompt_logprobs": 1, "max_tokens": 1}
+        url = f"{proxy.url}/v1/completions"
+        scored = httpx.post(url, json=body, timeout=WAIT_S).json()["choices"][0]
+        upstream.pieces = [_scored([5], rows[:2]), b""]
+        missed = httpx.post(url, json=body, timeout=WAIT_S)
+    told = [
+        row and {key: one["logprob"] for key, one in row.items()}
+        for row in scored["prompt_logprobs"]
+    ]
+    assert told == [None, {"40": -0.5, "6": -3.0}, {"7": -0.1}]
+    assert missed.status_code == 502
+    assert "its logprobs" in missed.text
+    assert not upstream.bodies[0]["stream"]
+    assert "stream_options" not in upstream.bodies[0]

@@ -58,6 +58,7 @@ def test_the_same_texts_reasoning_and_usage(
 
 def test_the_same_draws_for_the_same_seed(urls: list[str]) -> None:
     body = {"prompt": "The answer", "temperature": 1.0, "seed": 5, "n": 2, "logprobs": 3}
+    body |= {"echo": True}
     answers = [httpx.post(f"{url}/v1/completions", json=body, timeout=WAIT_S) for url in urls[:2]]
     assert told(answers[0].json()) == told(answers[1].json())
     assert answers[0].status_code == 200

@@ -54,8 +54,9 @@ def body_of(
 ) -> dict[str, Any]:
     """The request as the upstream gets it. Raises: RequestError for what it cannot be asked."""
     sampling = request.sampling
-    if sampling.logprobs is not None:
-        raise refused("logprobs", kind, "no tokens", "start the proxy with --tokenizer")
+    for name in ("logprobs", "prompt_logprobs"):
+        if getattr(sampling, name) is not None:
+            raise refused(name, kind, "no tokens", "start the proxy with --tokenizer")
     told = {"model": model, "messages": conversation.messages, **sampling_fields(request, kind)}
     told |= {"stream": True, "stream_options": {"include_usage": True}}
     for name in ("temperature", "top_p"):

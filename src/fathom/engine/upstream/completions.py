@@ -34,11 +34,17 @@ class _Logprobs(Struct):
     top_logprobs: list[dict[str, float] | None] | None = None
 
 
+class _Score(Struct):
+    logprob: float
+    rank: int
+
+
 class _Choice(Struct):
     index: int = 0
     text: str | None = None
     token_ids: list[int] | None = None
     logprobs: _Logprobs | None = None
+    prompt_logprobs: list[dict[int, _Score] | None] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     matched_stop: str | int | None = None  # SGLang's name for it
@@ -79,6 +85,11 @@ def body_of(
             why = f"an upstream of kind {kind.name}, which names alternatives by their text"
             raise refused("logprobs", kind, why, "ask for those of the answer's own tokens alone")
         told |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
+    if sampling.prompt_logprobs is not None:
+        if not kind.scores_prompts:
+            raise refused("prompt_logprobs", kind)
+        del told["stream_options"]  # which go with streams only, as these scores do not
+        told |= {"prompt_logprobs": sampling.prompt_logprobs, "stream": False}
     return told if request.asked is None else told | _bound(request.asked, kind, tokenizer)
 
 
@@ -104,7 +115,7 @@ def _bound(asked: Asked, kind: Kind, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 class CompletionReader:
-    """Events of the upstream in, events of sequences out, by `feed`.
+    """Events of the upstream in, events of sequences out, by `feed`. A whole answer is one event.
 
     The last event of a choice waits for the usage, which comes after it and knows what was cached.
     An answer that loops by `loops` ends at once, whatever the upstream goes on to say.
@@ -119,6 +130,7 @@ class CompletionReader:
         first = sequences[0]
         self._ids = tuple(sequence.id for sequence in sequences)
         self._num_scores, self._feed = first.sampling.logprobs, feed
+        self._prompt_ids, self._num_prompt = first.prompt_ids, first.sampling.prompt_logprobs
         self._stop_ids = frozenset(first.sampling.stop_token_ids)
         self._end_ids = self._stop_ids | frozenset(first.eos_token_ids)
         self._limit, self._min_tokens = first.sampling.reasoning_limit, first.sampling.min_tokens
@@ -165,6 +177,7 @@ class CompletionReader:
             id=self._ids[choice.index],
             token_ids=ids,
             logprobs=() if self._num_scores is None else self._scores(choice, ids),
+            prompt_logprobs=() if choice.index else self._prompt_scores(choice),
             queued_s=None if self.has_news else 0.0,
         )
         self.has_news = True
@@ -212,6 +225,23 @@ class CompletionReader:
             self._row(token, score, top or {})
             for token, score, top in zip(ids, given.token_logprobs, tops, strict=False)
         )
+
+    def _prompt_scores(self, choice: _Choice) -> tuple[TokenLogprobs, ...]:
+        """Of every token but the first, which nothing comes before."""
+        if self._num_prompt is None:
+            return ()
+        told = []
+        rows = (choice.prompt_logprobs or [])[1:]
+        for token, scores in zip(self._prompt_ids[1:], rows, strict=False):
+            own = (scores or {}).get(token)
+            if own is None:
+                break
+            best = sorted((scores or {}).items(), key=lambda item: item[1].rank)
+            top = tuple((other, score.logprob) for other, score in best[: self._num_prompt])
+            told.append(TokenLogprobs(token, own.logprob, own.rank, top))
+        if len(told) + 1 != len(self._prompt_ids):
+            raise BrokenStream("a prompt without its logprobs")
+        return tuple(told)
 
     def _row(self, token: int, score: float | None, top: dict[str, float]) -> TokenLogprobs:
         if not all(name.startswith(_ID) for name in top):

@@ -23,7 +23,7 @@ from fathom.engine.upstream.config import UpstreamConfig
 from fathom.engine.upstream.deltas import DeltaStream
 from fathom.engine.upstream.files import context_of, text_side
 from fathom.engine.upstream.kinds import KINDS, Kind, as_sent, as_started
-from fathom.engine.upstream.wire import EventStream, Upstream
+from fathom.engine.upstream.wire import EventStream, Upstream, WholeAnswer
 from fathom.errors import (
     ConfigError,
     EngineError,
@@ -283,7 +283,9 @@ class UpstreamEngine:
         asked: Asked | None,
     ) -> None:
         try:
-            await self._upstream.stream(path, body, EventStream(reader.event))
+            events = (EventStream if body["stream"] else WholeAnswer)(reader.event)
+            await self._upstream.stream(path, body, events)
+            events.end()
             reader.finish()
         except FathomError as error:
             if isinstance(error, RequestError) and asked is not None:

@@ -31,15 +31,17 @@ class Kind:
     fields under our names. `lacks`: fields that others have and that it ignores, with why, where
     that is not plain. `forms`: of structured outputs, with the field that takes each; `*` is the
     whole object. `thinking`: how reasoning is asked for. `names_ids`: of alternatives in logprobs,
-    too. `has_salt`: parts prefix caches. `priority`: what turns ours, of which lower ones go first,
-    into its; 0: has none. `takes_lark`: grammars of ours, in which control tokens stand by id.
-    `ends_loops`: unless `repetition_detection` is false. `repeats_seed`: gives each of `n` choices
-    the same seed. `hides_tools`: shows the model a tool that is named alone, while its grammar lets
-    all be called. `settings`: where it tells how it was started."""
+    too. `scores_prompts`: by token ids. `has_salt`: parts prefix caches. `priority`: what turns
+    ours, of which lower ones go first, into its; 0: has none. `takes_lark`: grammars of ours, in
+    which control tokens stand by id. `ends_loops`: unless `repetition_detection` is false.
+    `repeats_seed`: gives each of `n` choices the same seed. `hides_tools`: shows the model a tool
+    that is named alone, while its grammar lets all be called. `settings`: where it tells how it was
+    started."""
 
     name: str
     has_ids: bool = False
     names_ids: bool = False
+    scores_prompts: bool = False
     has_salt: bool = False
     priority: Literal[-1, 0, 1] = 0
     has_budget: bool = False
@@ -70,6 +72,7 @@ _OWN = Kind(
     name="fathom",
     has_ids=True,
     names_ids=True,
+    scores_prompts=True,
     has_salt=True,
     priority=1,
     has_budget=True,
@@ -155,8 +158,6 @@ def sampling_fields(request: GenerateRequest, kind: Kind) -> dict[str, Any]:
         told["repetition_detection"] = False
     if sampling.bad_token_ids:
         raise refused("bad_words", kind, "words that became tokens here, which no field takes")
-    if sampling.prompt_logprobs is not None:
-        raise refused("prompt_logprobs", kind, "scores of the prompt are not passed through")
     if request.priority:
         if not kind.priority or "priority" in kind.lacks:
             raise refused("priority", kind, kind.lacks.get("priority", ""))

@@ -26,6 +26,8 @@ from fathom.perf.http_stream import BrokenStream, HttpClient, Origin, Response
 # An event of an answer that is longer than this is no event.
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 MAX_WHOLE_BYTES = 8 * 1024 * 1024
+# An answer in one piece, which has the scores of a prompt of a hundred thousand tokens.
+MAX_SCORED_BYTES = 64 * 1024 * 1024
 # In the words of OpenAI's and DeepSeek's APIs, vLLM 0.32, SGLang 0.5.23 and llama.cpp's server.
 _TOO_LONG = re.compile(
     r"context (length|size)|maximum model length|exceeds the maximum allowed length"
@@ -98,6 +100,29 @@ class EventStream:
                 else:
                     self._on_event(event)
 
+    def end(self) -> None:
+        """The body is over. Raises: BrokenStream."""
+
+
+class WholeAnswer(EventStream):
+    """An answer that is not streamed: one event, when it is over."""
+
+    def __init__(self, on_event: Callable[[bytes], None]) -> None:
+        super().__init__(on_event)
+        self._pieces: list[bytes] = []
+        self._num_left = MAX_SCORED_BYTES
+
+    def feed(self, piece: bytes, _: float) -> None:
+        """A piece of the body. Raises: BrokenStream."""
+        self._pieces.append(piece)
+        self._num_left -= len(piece)
+        if self._num_left < 0:
+            raise BrokenStream("the answer is too long")
+
+    def end(self) -> None:
+        """The body is over. Raises: BrokenStream."""
+        self._on_event(b"".join(self._pieces))
+
 
 class Upstream:
     """One upstream server. Every call has deadlines; cancelling one hangs up."""
@@ -155,14 +180,15 @@ class Upstream:
         """Ask, and feed `events` until the answer is over. Raises: FathomError."""
         raw = msgspec.json.encode(body)
         end_s = time.monotonic() + self._whole_s
+        silence_s = self._silence_s if body["stream"] else self._whole_s
         events.heard_s = time.monotonic()
         asking = asyncio.ensure_future(self._http.post(path, raw, events.feed))
         try:
             while not asking.done():
-                due_s = min(end_s, events.heard_s + self._silence_s)
+                due_s = min(end_s, events.heard_s + silence_s)
                 left_s = due_s - time.monotonic()
                 if left_s <= 0:
-                    limit_s = self._whole_s if due_s == end_s else self._silence_s
+                    limit_s = self._whole_s if due_s == end_s else silence_s
                     raise UpstreamTimeoutError(
                         "the upstream did not answer in time", wanted=f"within {limit_s:g} s"
                     )
