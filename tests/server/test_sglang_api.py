@@ -108,6 +108,26 @@ def test_fields_reach_the_engine(http: httpx.Client, server: LiveServer) -> None
         assert getattr(sampling, renamed.get(name, name)) == value
 
 
+def test_lists_are_of_each_prompt(http: httpx.Client, server: LiveServer) -> None:
+    """Each prompt is answered as it would be alone."""
+    alone: list[dict[str, Any]] = [
+        {"text": "Hi", "rid": "a", "return_logprob": True, "logprob_start_len": 1,
+         "top_logprobs_num": 2, "sampling_params": {"max_new_tokens": 2}, "extra_key": "x"},
+        {"text": "Ho there", "rid": "b", "return_logprob": False, "logprob_start_len": 0,
+         "top_logprobs_num": 0, "sampling_params": {"temperature": 0.5}, "extra_key": ""},
+        {"text": "Ha", "rid": "c", "return_logprob": True, "logprob_start_len": -1,
+         "top_logprobs_num": 0, "sampling_params": {"stop": "42"}, "extra_key": "x"},
+    ]  # fmt: skip
+    wanted = [http.post("/generate", json=one).json() for one in alone]
+    asked = server.engine.requests[-3:]
+    told = http.post("/generate", json={key: [one[key] for one in alone] for key in alone[0]})
+    assert server.engine.requests[-3:] == asked
+    answers = told.json()
+    for one in (*wanted, *answers):
+        del one["meta_info"]["e2e_latency"]
+    assert answers == wanted
+
+
 def test_model_and_cache(http: httpx.Client, server: LiveServer) -> None:
     told = http.get("/get_model_info").json()
     assert (told["served_model_name"], told["is_generation"]) == (MODEL, True)
@@ -128,6 +148,26 @@ def test_model_and_cache(http: httpx.Client, server: LiveServer) -> None:
         ({"text": "a", "top_logprobs_num": 1}, "top_logprobs_num"),
         ({"text": "a", "lora_path": "x"}, "lora_path"),
         ({"text": "a", "logprob_start_len": -2}, "logprob_start_len"),
+        ({"text": ["a", "b"], "rid": ["x"]}, "rid"),
+        ({"text": ["a", "b"], "rid": ["x", "x"]}, "rid"),
+        ({"text": ["a", "b"], "rid": ["x", "y" * 257]}, "rid[1]"),
+        ({"text": "a", "rid": "x" * 257}, "rid"),
+        ({"text": "a", "rid": "x\n"}, "rid"),
+        ({"text": ["a", "b"], "sampling_params": []}, "sampling_params"),
+        ({"text": ["a", "b"], "return_logprob": [True] * 3}, "return_logprob"),
+        ({"text": ["a", "b"], "logprob_start_len": [0]}, "logprob_start_len"),
+        ({"text": ["a", "b"], "extra_key": ["k"]}, "extra_key"),
+        ({"text": ["a", "b"], "return_logprob": [True, False], "top_logprobs_num": [0, 1]},
+         "top_logprobs_num[1]"),
+        ({"text": ["a", "b"], "return_logprob": True, "top_logprobs_num": [0, 999]},
+         "top_logprobs_num[1]"),
+        ({"text": ["a", "b"], "sampling_params": [{}, {"n": 2}]}, "sampling_params[1].n"),
+        ({"text": ["a", "b"], "sampling_params": [{}, {"top_p": 2}]}, "sampling_params[1].top_p"),
+        ({"text": ["a", "b"], "sampling_params": [{}, {"zz": 2}]}, "sampling_params[1].zz"),
+        ({"text": ["a", "b"], "sampling_params": [{}, {"max_tokens": 2}]},
+         "sampling_params[1].max_tokens"),
+        ({"text": ["a", "b"], "sampling_params": [{}, {"regex": "a", "ebnf": "b"}]},
+         "sampling_params[1].ebnf"),
         ({"text": ["a"] * 200, "sampling_params": {"n": 3}}, "sampling_params.n"),
         ({"text": "a", "sampling_params": {"stop_token_ids": [10**6]}},
          "sampling_params.stop_token_ids"),

@@ -15,10 +15,11 @@ from fathom.core.types import (
     MAX_STOP_STRINGS,
     SamplingParams,
 )
-from fathom.errors import HeadersTooLargeError, RequestError
+from fathom.errors import HeadersTooLargeError, RequestError, not_valid
 
 # Connections are cut at a head of this size, whatever it holds: `protocol.py`.
 MAX_HEAD_BYTES = 256 * 1024
+MAX_NAME_CHARS = 256
 
 
 def _limit(default: int, most: int, doc: str, flag: str, unit: str = "") -> Any:
@@ -114,6 +115,12 @@ _SAMPLING: tuple[tuple[str, str, Callable[[SamplingParams], int]], ...] = (
     ("max_logprobs", "prompt_logprobs", lambda params: params.prompt_logprobs or 0),
     ("max_stop_strings", "stop", lambda params: len(params.stop)),
 )
+
+
+def check_name(param: str, name: str) -> None:
+    """Raises: RequestError where a name of the client's own is none for logs and headers."""
+    if not (1 <= len(name) <= MAX_NAME_CHARS and name.isprintable()):
+        raise not_valid(param, wanted=f"1 to {MAX_NAME_CHARS} printable characters")
 
 
 @contextmanager

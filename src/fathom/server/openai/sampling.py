@@ -5,11 +5,11 @@ from __future__ import annotations
 from fathom.core.types import MAX_BAD_LENGTH, MAX_BAD_SEQUENCES, SamplingParams
 from fathom.errors import RequestError, not_valid
 from fathom.server.job import Ask
+from fathom.server.limits import check_name
 from fathom.server.openai.schema import ChatRequest, CompletionRequest, Sampling
 from fathom.server.openai.structured import form_of
 from fathom.text.tokenizer import Tokenizer
 
-MAX_NAME_CHARS = 256
 _MAX_TOKEN_ID_DIGITS = 10
 _CHAT_NAMES = {"logprobs": "top_logprobs"}
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
@@ -41,8 +41,8 @@ def _check_common(request: Sampling) -> None:
         )
     for name in ("request_id", "cache_salt"):
         value = getattr(request, name)
-        if value is not None and not (1 <= len(value) <= MAX_NAME_CHARS and value.isprintable()):
-            raise not_valid(name, wanted=f"1 to {MAX_NAME_CHARS} printable characters")
+        if value is not None:
+            check_name(name, value)
     if request.stream and request.prompt_logprobs is not None:
         raise RequestError(
             "prompt_logprobs does not go with stream",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from msgspec import json
@@ -19,22 +19,32 @@ from fathom.server.envelope import sse
 from fathom.server.exchange import Exchange
 from fathom.server.forms import one_form, sglang_forms
 from fathom.server.job import Ask, Job, Reply, answer
-from fathom.server.limits import renaming
+from fathom.server.limits import check_name, renaming
 from fathom.server.sglang.schema import GenerateRequest, SamplingFields
 from fathom.server.state import ServerState
 from fathom.text.delta import Delta, TokenLogprob, TopToken
 from fathom.text.prompt import encode_prompt
 from fathom.text.tokenizer import Tokenizer
 
-_NAMES = {
-    **{name: f"sampling_params.{name}" for name in SamplingFields.__struct_fields__},
-    "max_tokens": "sampling_params.max_new_tokens",
-    "min_tokens": "sampling_params.min_new_tokens",
-    "seed": "sampling_params.sampling_seed",
-    "logprobs": "top_logprobs_num",
-    "prompt_logprobs": "top_logprobs_num",
-    "request_id": "rid",
-}
+T = TypeVar("T")
+# What may be one for all prompts, or one for each of them.
+_OF_PROMPTS = (
+    *("sampling_params", "rid", "return_logprob", "logprob_start_len", "top_logprobs_num"),
+    "extra_key",
+)
+
+
+def _names(params: str = "sampling_params", scores: str = "top_logprobs_num") -> dict[str, str]:
+    """What this dialect calls fields of `SamplingParams`."""
+    return {
+        **{name: f"{params}.{name}" for name in SamplingFields.__struct_fields__},
+        "max_tokens": f"{params}.max_new_tokens",
+        "min_tokens": f"{params}.min_new_tokens",
+        "seed": f"{params}.sampling_seed",
+        "logprobs": scores,
+        "prompt_logprobs": scores,
+        "request_id": "rid",
+    }
 
 
 async def generate(state: ServerState, exchange: Exchange) -> None:
@@ -58,9 +68,18 @@ async def flush_cache(state: ServerState, exchange: Exchange) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Job(Job[GenerateRequest]):
-    """Prompts, and what says the texts of their tokens."""
+class _Scores:
+    """Which tokens of a prompt and its answer are scored, and how many others beside each."""
 
+    start: int
+    num_top: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job(Job[GenerateRequest]):
+    """Prompts, the scores that are wanted of each, and what says the texts of their tokens."""
+
+    scores: tuple[_Scores | None, ...]
     tokenizer: Tokenizer
 
 
@@ -68,24 +87,60 @@ def _prepare(ask: Ask) -> _Job:
     """From bytes to tokens. Raises: RequestError."""
     request, model = ask.read(GenerateRequest, "sglang"), ask.model
     prompts = _prompts(request)
-    params = _sampling(ask, request)
+    ids = _ids(request, len(prompts))
     param = "text" if request.text is not None else "input_ids"
-    name = request.rid or uuid4().hex
-    generates = []
-    with renaming(_NAMES):
-        ask.config.check_sequences(len(prompts), params.n, param)
-        for number, prompt in enumerate(prompts):
-            ids = encode_prompt(model.tokenizer, prompt, param=param)
+    generates: list[Generate] = []
+    scores = []
+    for number, prompt in enumerate(prompts):
+        at = {name: _place(request, name, number) for name in _OF_PROMPTS}
+        scores.append(_scores(request, number, at["top_logprobs_num"]))
+        params = _sampling(ask, _of(request.sampling_params, number), scores[-1], at)
+        if not number:
+            with renaming(_names()):
+                ask.config.check_sequences(len(prompts), params.n, param)
+        elif params.n != generates[0].sampling.n:
+            name = f"{at['sampling_params']}.n"
+            raise not_valid(name, found=str(params.n), wanted="the same for every prompt")
+        with renaming(_names(at["sampling_params"])):
+            prompt_ids = encode_prompt(model.tokenizer, prompt, param=param)
+            room = model.plan.max_model_len
             generates.append(
                 Generate(
-                    id=name if len(prompts) == 1 else f"{name}-{number}",
-                    prompt_ids=ids,
-                    sampling=fit_context(params, len(ids), model.plan.max_model_len, param),
-                    cache_salt=request.extra_key or "",
+                    id=ids[number],
+                    prompt_ids=prompt_ids,
+                    sampling=fit_context(params, len(prompt_ids), room, param),
+                    cache_salt=_of(request.extra_key or "", number),
                     priority=request.priority or 0,
                 )
             )
-    return _Job.of(ask, request, name, generates, names=_NAMES, tokenizer=model.tokenizer)
+    more = {"scores": tuple(scores), "tokenizer": model.tokenizer}
+    return _Job.of(ask, request, ids[0], generates, names=_names(), **more)
+
+
+def _of(value: T | list[T], number: int) -> T:
+    return value[number] if isinstance(value, list) else value
+
+
+def _place(request: GenerateRequest, name: str, number: int) -> str:
+    return f"{name}[{number}]" if isinstance(getattr(request, name), list) else name
+
+
+def _ids(request: GenerateRequest, count: int) -> list[str]:
+    """A name for each of `count` prompts. Raises: RequestError, also for lists of other lengths."""
+    for name in _OF_PROMPTS:
+        value = getattr(request, name)
+        if isinstance(value, list) and len(value) != count:
+            wanted = f"one for all prompts, or one for each of the {count}"
+            raise not_valid(name, found=f"a list of {len(value)}", wanted=wanted)
+    rid = request.rid or uuid4().hex
+    if isinstance(rid, str):
+        check_name("rid", rid)
+        return [rid] if count == 1 else [f"{rid}_{number}" for number in range(count)]
+    for number, name in enumerate(rid):
+        check_name(f"rid[{number}]", name)
+    if len(set(rid)) < count:
+        raise not_valid("rid", found="the same one twice")
+    return rid
 
 
 def _prompts(request: GenerateRequest) -> Sequence[str | list[int]]:
@@ -107,22 +162,30 @@ def _prompts(request: GenerateRequest) -> Sequence[str | list[int]]:
     raise not_valid(param, found="an empty list, or a mixture of lists and ids")
 
 
-def _sampling(ask: Ask, request: GenerateRequest) -> SamplingParams:
-    """Raises: RequestError that names the field."""
-    fields = request.sampling_params
-    scores = request.top_logprobs_num if request.return_logprob else None
-    if request.top_logprobs_num and not request.return_logprob:
-        raise RequestError("top_logprobs_num needs return_logprob", param="top_logprobs_num")
+def _scores(request: GenerateRequest, number: int, param: str) -> _Scores | None:
+    """What is wanted of a prompt. Raises: RequestError."""
+    num_top = _of(request.top_logprobs_num, number)
+    if _of(request.return_logprob, number):
+        return _Scores(start=_of(request.logprob_start_len, number), num_top=num_top)
+    if num_top:
+        raise RequestError(f"{param} needs return_logprob", param=param)
+    return None
+
+
+def _sampling(
+    ask: Ask, fields: SamplingFields, scores: _Scores | None, at: Mapping[str, str]
+) -> SamplingParams:
+    """Raises: RequestError that names the field, by where they are `at`."""
     return ask.sampling(
-        _NAMES,
+        _names(at["sampling_params"], at["top_logprobs_num"]),
         fields,
-        structured_outputs=one_form(sglang_forms(fields, "sampling_params.")),
+        structured_outputs=one_form(sglang_forms(fields, f"{at['sampling_params']}.")),
         max_tokens=fields.max_new_tokens,
         min_tokens=fields.min_new_tokens,
         include_stop_str_in_output=fields.no_stop_trim,
         seed=fields.sampling_seed,
-        logprobs=scores,
-        prompt_logprobs=scores if request.logprob_start_len >= 0 else None,
+        logprobs=scores and scores.num_top,
+        prompt_logprobs=scores.num_top if scores is not None and scores.start >= 0 else None,
     )
 
 
@@ -198,17 +261,16 @@ class _Reply(Reply[_Job]):
             "cached_tokens": counts.num_cached,
             "e2e_latency": time.monotonic() - self._began_s,
         }
-        if job.request.return_logprob:
-            meta |= self._scores(number, choice)
+        if (scores := job.scores[number]) is not None:
+            meta |= self._scores(number, choice, scores)
         told = {"text": choice.text, "output_ids": choice.token_ids, "meta_info": meta}
         if job.warnings:
             told["warnings"] = job.warnings
         return told
 
-    def _scores(self, number: int, choice: Choice) -> dict[str, Any]:
-        request, ids = self._job.request, self._job.generates[number].prompt_ids
-        with_text, start = request.return_text_in_logprobs, request.logprob_start_len
-        num_top = request.top_logprobs_num
+    def _scores(self, number: int, choice: Choice, wanted: _Scores) -> dict[str, Any]:
+        ids, start, num_top = self._job.generates[number].prompt_ids, wanted.start, wanted.num_top
+        with_text = self._job.request.return_text_in_logprobs
         told = _rows("output", choice.logprobs, with_text, num_top)
         if start >= 0:
             scored = self._choices[number][0].prompt_logprobs[max(start - 1, 0) :]

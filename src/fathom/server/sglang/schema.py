@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 # SGLang's, where a request names none.
 MAX_NEW_TOKENS = 128
+_Start = Annotated[int, Meta(ge=-1)]
 
 
 class SamplingFields(Struct, frozen=True):
@@ -37,16 +38,17 @@ class SamplingFields(Struct, frozen=True):
 
 
 class GenerateRequest(Struct, frozen=True, kw_only=True):
-    """The body of POST /generate: text or token ids, one prompt or several."""
+    """The body of POST /generate: text or token ids, one prompt or several. What is a list beside
+    them is of each prompt."""
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
-    sampling_params: SamplingFields = SamplingFields()
-    rid: str | None = None
+    sampling_params: SamplingFields | list[SamplingFields] = SamplingFields()
+    rid: str | list[str] | None = None
     stream: bool = False
-    return_logprob: bool = False
-    logprob_start_len: Annotated[int, Meta(ge=-1)] = -1
-    top_logprobs_num: int = 0
+    return_logprob: bool | list[bool] = False
+    logprob_start_len: _Start | list[_Start] = -1
+    top_logprobs_num: int | list[int] = 0
     return_text_in_logprobs: bool = False
-    extra_key: str | None = None
+    extra_key: str | list[str] | None = None
     priority: int | None = None
