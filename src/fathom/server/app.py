@@ -7,10 +7,9 @@ from difflib import get_close_matches
 
 from fathom.errors import EngineError, FathomError, MethodError, NotFoundError, RequestError
 from fathom.server.auth import Guard
-from fathom.server.envelope import OPENAI
 from fathom.server.exchange import Disconnected, Exchange, Receive, Scope, Send
 from fathom.server.route import RouteSpec
-from fathom.server.routes import ROUTES
+from fathom.server.routes import ROUTES, form_of
 from fathom.server.state import ServerState
 
 _log = logging.getLogger(__name__)
@@ -22,7 +21,6 @@ class Application:
     def __init__(self, state: ServerState) -> None:
         self.state = state
         open_paths = [route.path for route in ROUTES if route.is_open]
-        self._forms = {route.path: route.form for route in ROUTES}
         self._guard = Guard(state.config.api_key, open_paths, state.config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -30,7 +28,7 @@ class Application:
         if scope["type"] != "http":
             raise ValueError(f"fathom speaks HTTP only, not {scope['type']}")
         exchange = Exchange(scope, receive, send)
-        exchange.form = self._forms.get(scope["path"], OPENAI)
+        exchange.form = form_of(scope["path"])
         self.state.num_active += 1
         try:
             await self._answer(exchange)

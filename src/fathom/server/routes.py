@@ -9,6 +9,7 @@ from fathom.server import page, probes
 from fathom.server.anthropic import messages
 from fathom.server.anthropic import schema as anthropic
 from fathom.server.anthropic.wire import ANTHROPIC
+from fathom.server.envelope import OPENAI, Form
 from fathom.server.exchange import Exchange
 from fathom.server.ollama import catalogue
 from fathom.server.ollama import chat as ollama_chat
@@ -99,3 +100,13 @@ ROUTES: tuple[RouteSpec, ...] = (
     _get("/health", probes.readyz, is_open=True),
     _get("/", page.chat_page, is_open=True, gives="text/html"),
 )
+
+_FORMS = {route.path: route.form for route in ROUTES}
+# Under these, clients of one dialect alone look for what is not there.
+_BASES = {"/api/": OLLAMA, "/v1/messages/": ANTHROPIC, "/anthropic/": ANTHROPIC}
+
+
+def form_of(path: str) -> Form:
+    """How errors are written at `path`, which need not be there."""
+    bases = (form for base, form in _BASES.items() if path.startswith(base))
+    return _FORMS.get(path) or next(bases, OPENAI)

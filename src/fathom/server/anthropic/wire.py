@@ -17,6 +17,7 @@ _ERROR_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 
 # Says nothing, but has to be there: clients send earlier thinking back where it has a signature,
