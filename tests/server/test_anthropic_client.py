@@ -154,6 +154,22 @@ def test_a_conversation_with_tools_is_openais(
     assert ours == server.prompt()
 
 
+def test_results_out_of_order_and_calls_of_several_turns_are_told_in_order(
+    client: anthropic.Anthropic, server: LiveServer
+) -> None:
+    """Turns of one speaker in a row are one turn, as the API says."""
+    uses = [{"type": "tool_use", "id": name, "name": "add", "input": {}} for name in "ab"]
+    results = [{"type": "tool_result", "tool_use_id": name, "content": name} for name in "ab"]
+    prompts = []
+    for turns, order in (([uses], results), ([uses[:1], uses[1:]], results[::-1])):
+        said: list[Any] = [{"role": "assistant", "content": turn} for turn in turns]
+        messages: Any = [*ASK, *said, {"role": "user", "content": order}]
+        client.messages.create(model=MODEL, max_tokens=5, tools=[TOOL], messages=messages)
+        prompts.append(server.prompt())
+    assert prompts[0] == prompts[1]
+    assert "a<｜tool▁output▁end｜><｜tool▁output▁begin｜>b" in prompts[0]
+
+
 def test_an_answer_that_has_begun_is_gone_on_with(
     client: anthropic.Anthropic, server: LiveServer
 ) -> None:
@@ -293,6 +309,8 @@ def test_such_a_line_is_told_wherever_it_stands(client: anthropic.Anthropic) -> 
         ({"context_management": {"edits": 1}}, "context_management.edits"),
         ({"context_management": {"edits": [{"type": []}]}}, "context_management.edits[0].type"),
         ({"context_management": {"edits": [], "zz": 1}}, "context_management.zz"),
+        ({"messages": [*ASK, {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "a"}]}]}, "messages"),
         ({"messages": [{"role": "assistant", "content": [
             {"type": "tool_use", "id": "a", "name": "f", "input": {}}]}]}, "messages"),
     ],

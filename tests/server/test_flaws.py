@@ -121,7 +121,7 @@ def test_real_clients_give_back_what_was_said_of_calls(
             message = chat.choices[0].message
             assert message.tool_calls is not None
             assert getattr(message.tool_calls[0], "arguments_flaw", "") == flaw
-            result = {"role": "tool", "content": "1", "tool_call_id": "c"}
+            result = {"role": "tool", "content": "1", "tool_call_id": message.tool_calls[0].id}
             again: Any = [*ASK, message.to_dict(), result]
             one.chat.completions.create(model=MODEL, messages=again, tools=TOOLS)
             prompts.append(servers[0].engine.requests[-1].prompt_ids)

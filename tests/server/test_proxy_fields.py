@@ -128,6 +128,19 @@ def test_fields_reach_the_upstream_under_its_names(
     assert ("temperature" in got) == ("temperature" in body)
 
 
+def test_results_reach_the_upstream_in_the_order_of_their_calls() -> None:
+    """Which DeepSeek's templates need there, too."""
+    end = sse({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    made = [{"id": name, "function": {"name": "add", "arguments": "{}"}} for name in "ab"]
+    results = [{"role": "tool", "tool_call_id": name, "content": name} for name in "ba"]
+    upstream = FakeUpstream(pieces=[end])
+    with upstream.running(), LiveProxy(upstream=upstream.url) as proxy:
+        messages = [*ASK, {"role": "assistant", "tool_calls": made}, *results]
+        httpx.post(f"{proxy.url}/v1/chat/completions", json={"messages": messages})
+    (got,) = upstream.bodies
+    assert got["messages"][2:] == results[::-1]
+
+
 def test_what_a_lenient_proxy_leaves_out_is_not_sent_on() -> None:
     end = sse({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     upstream = FakeUpstream(pieces=[end])

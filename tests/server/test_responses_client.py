@@ -283,6 +283,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         ({"input": ""}, "input"),
         ({"input": []}, "input"),
         ({"input": "word " * 600}, "input"),
+        ({"input": [{"type": "function_call_output", "call_id": "x", "output": "?"}]}, "input"),
         ({"include": ["file_search_call.results"]}, "include[0]"),
         ({"include": ["message.output_text.logprobs"], "top_logprobs": 99}, "top_logprobs"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),

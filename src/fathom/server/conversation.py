@@ -17,6 +17,7 @@ from fathom.text.chat import ChatTemplate, encode_chat
 from fathom.text.grammar.asked import ToolRules
 from fathom.text.markers import END_THINK, THINK
 from fathom.text.messages import parse_messages, parse_tools
+from fathom.text.results import in_call_order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ class Chat:
             priority=self.priority,
             tools=self._tool_rules(model.template, limits),
             unrendered=Unrendered(
-                messages=self.messages,
+                messages=[self.messages[i] for i in in_call_order(self.messages, "messages")],
                 tools=self.tools,
                 thinking=self.thinking.is_on,
                 budget=self.thinking.budget,

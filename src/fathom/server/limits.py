@@ -129,7 +129,9 @@ def renaming(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        name = names.get(error.param or "")
+        param = error.param or ""
+        # Places within a list are those of the one form of a conversation, not the dialect's.
+        name = names.get(param, names.get(param.partition("[")[0]))
         if name is None or error.param is None:
             raise
         raise type(error)(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fathom.errors import RequestError
+from fathom.text.results import in_call_order
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -69,7 +70,8 @@ class Tool:
 def parse_messages(
     raw: object, param: str = "messages", told: list[str] | None = None
 ) -> tuple[Message, ...]:
-    """The conversation. `told`: where given, unknown fields are taken out of `raw` and told here.
+    """The conversation, results of tools in the order of their calls. `told`: where given, unknown
+    fields are taken out of `raw` and told here.
 
     Raises: RequestError naming the field at fault.
     """
@@ -80,7 +82,7 @@ def parse_messages(
     for index, message in enumerate(messages[:-1]):
         if message.prefix:
             raise _wrong(f"{param}[{index}].prefix", "true", "true on the last message only")
-    return messages
+    return tuple(messages[index] for index in in_call_order(items, param))
 
 
 def parse_tools(
@@ -154,6 +156,7 @@ def _calls(raw: object, param: str, told: list[str] | None) -> tuple[ToolCall, .
         if call.get("type") not in (None, "function"):
             raise _wrong(f"{at}.type", repr(call.get("type")), "'function'")
         _only(call, CALL_FIELDS, at, "a call", told)
+        _string(call.get("id"), f"{at}.id")
         function = _object(call.get("function"), f"{at}.function")
         _only(function, CALLED_FIELDS, f"{at}.function", "a function that was called", told)
         arguments = function.get("arguments", "")

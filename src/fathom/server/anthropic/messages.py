@@ -22,10 +22,12 @@ from fathom.server.conversation import Chat
 from fathom.server.envelope import event
 from fathom.server.exchange import Exchange
 from fathom.server.job import Ask, Job, Reply, answer, tell
+from fathom.server.limits import renaming
 from fathom.server.state import ServerState
 from fathom.text.delta import Delta, ToolCallDelta
 
 _NAMES = {"stop": "stop_sequences"}
+_MESSAGES = {"messages": "messages"}  # whose places are not those of OpenAI's form
 _EAGER_BETA = "fine-grained-tool-streaming-2025-05-14"
 
 
@@ -34,7 +36,9 @@ async def messages(state: ServerState, exchange: Exchange) -> None:
 
     def prepare(ask: Ask) -> Job[MessagesRequest]:
         request = ask.read(MessagesRequest, "anthropic")
-        job: Job[MessagesRequest] = Job.of_chat(ask, request, _chat(ask, request))
+        chat = _chat(ask, request)
+        with renaming(_MESSAGES):
+            job: Job[MessagesRequest] = Job.of_chat(ask, request, chat)
         if has_billing_line(request):
             state.observer.metrics.counters["volatile_prompt_headers"] += 1
         return job
@@ -48,7 +52,8 @@ async def count_tokens(state: ServerState, exchange: Exchange) -> None:
 
     def work(ask: Ask) -> dict[str, Any]:
         chat = _chat(ask, ask.read(CountRequest, "anthropic"))
-        return {"input_tokens": len(chat.prompt_ids(ask.model, ask.config))}
+        with renaming(_MESSAGES):
+            return {"input_tokens": len(chat.prompt_ids(ask.model, ask.config))}
 
     await tell(state, exchange, work)
 

@@ -192,7 +192,11 @@ def _assistant(blocks: Sequence[Struct]) -> dict[str, Any]:
     calls = _of(blocks, ToolUseBlock)
     if calls:
         message["tool_calls"] = [
-            {"type": "function", "function": {"name": call.name, "arguments": call.input}}
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.input},
+            }
             for call in calls
         ]
     return message
@@ -217,11 +221,13 @@ def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for message in messages:
         last = told[-1] if told else None
         is_same = last is not None and last["role"] == message["role"] != "tool"
-        if last is None or not is_same or "tool_calls" in last or "tool_calls" in message:
+        if last is None or not is_same:
             told.append(message)
         else:
             between = "" if message["role"] == "assistant" else _BETWEEN
             last["content"] += between + message["content"]
+            if "tool_calls" in message:
+                last["tool_calls"] = [*last.get("tool_calls", ()), *message["tool_calls"]]
     return told
 
 

@@ -125,7 +125,10 @@ def _message(message: Message) -> dict[str, Any]:
         told["reasoning_content"] = message.thinking
     if message.tool_calls is not None:
         told["tool_calls"] = [
-            {"function": {"name": call.function.name, "arguments": call.function.arguments}}
+            {
+                "id": call.id,
+                "function": {"name": call.function.name, "arguments": call.function.arguments},
+            }
             for call in message.tool_calls
         ]
     if message.role == "tool":
