@@ -19,6 +19,7 @@ from fathom.core.types import SamplingParams, StructuredOutputs, TokenEvent
 from fathom.errors import RequestError
 from fathom.text.channels import OutputFormat
 from fathom.text.grammar.asked import Asked, ToolRule, ToolRules
+from fathom.text.grammar.build import grammar_text, lark_text
 from fathom.text.grammar.engine import GrammarEngine
 from fathom.text.grammar.schema import ENFORCED, REMARKS, subschemas
 from fathom.text.markers import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEP
@@ -327,6 +328,24 @@ def test_schemas_in_a_grammar_are_held_to_the_same(
     with pytest.raises(RequestError) as told:
         constraint_of(embedded[1], grammar=lark)
     assert (told.value.param, told.value.found) == ("structured_outputs.grammar", place)
+
+
+@given(
+    SCHEMAS, st.sampled_from([{}, {"disable_any_whitespace": True}, {"whitespace_pattern": " "}])
+)
+def test_a_grammar_that_a_proxy_built_stays_as_it_is(
+    embedded: tuple[Tokenizer, GrammarEngine], schema: Any, more: dict[str, Any]
+) -> None:
+    """It was refused for what stands in it beside the schema: every form behind a proxy with a
+    tokenizer was."""
+    form = StructuredOutputs(json=json.dumps(schema), **more)
+    try:
+        sent = lark_text(Asked(form=form), embedded[0])
+    except RequestError:
+        assume(False)
+    told = grammar_text(Asked(form=StructuredOutputs(grammar=sent)), embedded[0])
+    (own,) = (one for one in json.loads(told)["grammars"] if one["name"] == "own")
+    assert own["lark_grammar"] == sent
 
 
 def test_words_of_a_grammar_that_look_like_schemas_stay(

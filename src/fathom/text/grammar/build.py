@@ -32,6 +32,7 @@ from fathom.text.tokenizer import Tokenizer
 
 # A space, or a line break with its indent: nothing with which an answer could go on for ever.
 _WHITE_SPACE = r" |\n[ ]{0,32}"
+_NO_WHITE_SPACE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANY_OBJECT = {"type": "object"}
 _IGNORED_OPTION = re.compile(r"\[[^\]\n]*\b(temperature|max_tokens|stop|capture)\b[^\]\n]*\]\s*:")
 # What a schema's word may stand in without being one, and the word.
@@ -121,17 +122,14 @@ class _Rules:
             return self._tags(str(form.structural_tag), form)
         return self._own_grammar(str(form.grammar), form.field_path("grammar"))
 
-    def _json(self, schema: Any, form: StructuredOutputs | None = None) -> str:
-        """The rule of a checked schema."""
-        options: dict[str, Any] = {"whitespace_pattern": _WHITE_SPACE}
-        if form is not None and form.whitespace_pattern is not None:
-            options = {"whitespace_pattern": form.whitespace_pattern}
-        elif form is not None and form.disable_any_whitespace:
-            options = {
-                "whitespace_flexible": False,
-                "item_separator": ", ",
-                "key_separator": ": ",
-            }
+    def _json(self, schema: Any, form: StructuredOutputs | None = None, options: Any = None) -> str:
+        """The rule of a checked schema; `options`: in place of the form's."""
+        if options is None:
+            options = {"whitespace_pattern": _WHITE_SPACE}
+            if form is not None and form.whitespace_pattern is not None:
+                options = {"whitespace_pattern": form.whitespace_pattern}
+            elif form is not None and form.disable_any_whitespace:
+                options = _NO_WHITE_SPACE
         if isinstance(schema, bool):
             schema = {} if schema else {"enum": []}
         return "%json " + json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
@@ -161,8 +159,12 @@ class _Rules:
                 _, end = json.JSONDecoder().raw_decode(lark, found.end())
             except ValueError:
                 continue  # the engine says what is wrong with it
-            schema = _checked(lark[found.end() : end], field)
-            told += [lark[at : found.start()], self._json(schema)]
+            schema = parse_schema(lark[found.end() : end], field)
+            options = schema.get("x-guidance") if isinstance(schema, dict) else None
+            if _is_own(options):  # a proxy sends what was built here already
+                schema = {key: value for key, value in schema.items() if key != "x-guidance"}
+            rule = self._json(_checked_value(schema, field), options=options)
+            told += [lark[at : found.start()], rule]
             at = end
         return "".join([*told, lark[at:]])
 
@@ -204,6 +206,14 @@ class _Rules:
 def _checked(text: str, field: str) -> Any:
     """The schema in `text`. Raises: RequestError where it cannot be enforced."""
     return _checked_value(parse_schema(text, field), field)
+
+
+def _is_own(options: Any) -> bool:
+    """Whether these are options as `_json` writes them, of white space alone."""
+    if options == _NO_WHITE_SPACE:
+        return True
+    pattern = options.get("whitespace_pattern") if isinstance(options, dict) else None
+    return isinstance(pattern, str) and len(options) == 1
 
 
 def _checked_value(schema: Any, field: str) -> Any:
