@@ -4,6 +4,7 @@ and the prompts with those of the same conversations in /v1/chat/completions."""
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -336,3 +337,26 @@ def test_a_failure_in_mid_stream_is_an_event(client: openai.OpenAI, server: Live
     server.engine.fails_after = 2
     with pytest.raises(openai.APIError, match="told to die"):
         list(client.responses.create(model=MODEL, input="?", stream=True))
+
+
+def test_an_answer_is_told_where_it_cannot_be_kept(tmp_path: Path) -> None:
+    """Another process that held the file froze the server for five seconds an answer, which was
+    thrown away for a 500 then; so did a full disk."""
+    path = tmp_path / "kept.db"
+    config = ServerConfig(port=0, responses_db=str(path))
+    with LiveServer(config) as server, httpx.Client(base_url=f"{server.url}/v1") as client:
+        first = client.post("/responses", json={"input": "?"}).json()
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        answer = client.post("/responses", json={"input": "?"}).json()
+        assert answer["output"][0]["content"] == first["output"][0]["content"]
+        assert (first["store"], answer["store"]) == (True, False)
+        assert "locked" in answer["warnings"][0]
+        streamed = client.post("/responses", json={"input": "?", "stream": True}).text
+        last = json.loads(streamed.split("data: ")[-1])
+        assert (last["type"], last["response"]["store"]) == ("response.completed", False)
+        assert client.delete(f"/responses/{first['id']}").status_code == 503
+        other.execute("ROLLBACK")
+        other.close()
+        assert client.get(f"/responses/{answer['id']}").status_code == 404
+        assert client.delete(f"/responses/{first['id']}").status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ from uuid import uuid4
 
 from msgspec import Struct, to_builtins
 
-from fathom.errors import RequestError
+from fathom.errors import RequestError, UnavailableError
 from fathom.server.answer import Tally, stray
 from fathom.server.conversation import Chat
 from fathom.server.envelope import event
@@ -34,6 +35,7 @@ from fathom.server.state import ServerState
 from fathom.server.thinking import one_meaning
 from fathom.text.delta import Delta, ToolCallDelta
 
+_log = logging.getLogger(__name__)
 _NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
 _MESSAGES = {"messages": "input"}
 _SCORES = "message.output_text.logprobs"
@@ -113,8 +115,14 @@ def _prepare(ask: Ask, store: ResponseStore, tenant: str) -> _Job:
         ask.warnings.append("include: reasoning is given in the open, not encrypted")
 
     def keep(response: dict[str, Any]) -> None:
-        if request.store:
+        if not request.store:
+            return
+        try:
             store.put(tenant, Kept(response, [plain(item) for item in items]))
+        except UnavailableError as error:  # the answer is there: it is told, though it is not kept
+            _log.warning("an answer is not kept error=%s", error)
+            told = f"store: this answer is not kept: {error}"
+            response |= {"store": False, "warnings": [*response.get("warnings", ()), told]}
 
     with renaming(_MESSAGES):
         return _Job.of_chat(ask, request, chat, keep=keep)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from msgspec import json
 
-from fathom.errors import ConfigError
+from fathom.errors import ConfigError, UnavailableError
 
 # The oldest answers go when all of them are larger.
 MAX_BYTES = 256 * 1024 * 1024
 MAX_CHAIN = 1000
+# How long another process may hold the file. The server's loop waits meanwhile.
+LOCK_TIMEOUT_S = 0.2
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
@@ -37,14 +40,17 @@ class Kept:
 class ResponseStore:
     """`path` None keeps answers in memory, as long as the server lives. Safe in threads.
 
-    Raises: ConfigError where the file is none that SQLite can write.
+    Raises: ConfigError where the file is none that SQLite can write. Every method, where that is so
+    later (it is locked, damaged, or its disk full): UnavailableError.
     """
 
     def __init__(self, path: str | None, ttl_s: float, clock: Callable[[], float]) -> None:
         self._ttl_s, self._clock = ttl_s, clock
         self._lock = threading.Lock()
         try:
-            self._db = sqlite3.connect(path or ":memory:", check_same_thread=False)
+            self._db = sqlite3.connect(
+                path or ":memory:", LOCK_TIMEOUT_S, check_same_thread=False
+            )
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise ConfigError(
@@ -54,13 +60,13 @@ class ResponseStore:
     def put(self, tenant: str, kept: Kept) -> None:
         """Keep an answer under its id; forgets what is over its time, or too much."""
         body, now_s = json.encode(kept), self._clock()
-        with self._lock, self._db:
-            self._db.execute("DELETE FROM responses WHERE expires_s <= ?", (now_s,))
-            self._db.execute(
+        with self._opened() as db:
+            db.execute("DELETE FROM responses WHERE expires_s <= ?", (now_s,))
+            db.execute(
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?)",
                 (kept.response["id"], tenant, now_s + self._ttl_s, len(body), body),
             )
-            self._db.execute(
+            db.execute(
                 "DELETE FROM responses WHERE id IN (SELECT id FROM (SELECT id, sum(size) OVER"
                 " (ORDER BY expires_s DESC, rowid DESC) AS total FROM responses) WHERE total > ?)",
                 (MAX_BYTES,),
@@ -68,8 +74,8 @@ class ResponseStore:
 
     def get(self, tenant: str, response_id: str) -> Kept | None:
         """What was kept under an id; None where it never was, is over, or is another key's."""
-        with self._lock:
-            row = self._db.execute(
+        with self._opened() as db:
+            row = db.execute(
                 "SELECT kept FROM responses WHERE id = ? AND tenant = ? AND expires_s > ?",
                 (response_id, tenant, self._clock()),
             ).fetchone()
@@ -77,8 +83,8 @@ class ResponseStore:
 
     def delete(self, tenant: str, response_id: str) -> bool:
         """Forget an answer; whether it was there."""
-        with self._lock, self._db:
-            found = self._db.execute(
+        with self._opened() as db:
+            found = db.execute(
                 "DELETE FROM responses WHERE id = ? AND tenant = ? AND expires_s > ?",
                 (response_id, tenant, self._clock()),
             )
@@ -96,6 +102,17 @@ class ResponseStore:
             found.append(kept)
             wanted = kept.response["previous_response_id"]
         return found[::-1]
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """The database, for one thread at a time, and all that is done to it or nothing."""
+        try:
+            with self._lock, self._db:
+                yield self._db
+        except sqlite3.Error as error:
+            raise UnavailableError(
+                "kept responses are out of reach", found=str(error), fix="see to --responses-db"
+            ) from error
 
     def close(self) -> None:
         """Let go of the file."""
