@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 from fathom.errors import ConfigError
+from fathom.server.exchange import WRITE_TIMEOUT_S
 
 _BACKLOG = 2048
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
@@ -28,6 +29,8 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # For its connections, so that none waits for ever with an answer that nobody takes.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT_S * 1e3))
         listener.bind(address)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
