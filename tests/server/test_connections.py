@@ -7,12 +7,13 @@ import asyncio
 import json
 import socket
 
-import httpx
 import pytest
 
 from tests.server.live_server import WAIT_S, LiveServer
 
-CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CHAT = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+)
 BODY = json.dumps({"messages": [{"role": "user", "content": "?"}]}).encode()
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
@@ -46,10 +47,9 @@ def test_a_request_that_asks_for_http2_too_keeps_its_body(
 
 def test_trailers_have_a_limit(server: LiveServer) -> None:
     """They were kept like headers, as many as came: 200 MB in half a second."""
+    many = b"X-A: 1\r\n" * 2**20
     with connect(server) as raw, pytest.raises(OSError, match=r"reset|Broken pipe"):
-        raw.sendall(CHAT + CHUNKED + b"\r\n1\r\n{\r\n0\r\n")
-        for _ in range(64):
-            raw.sendall(b"X-A: 1\r\n" * 2**17)
+        raw.sendall(CHAT + CHUNKED + b"\r\n1\r\n{\r\n0\r\n" + many)
 
 
 def test_a_client_that_leaves_takes_its_pipelined_requests_with_it(server: LiveServer) -> None:
@@ -69,7 +69,7 @@ def test_an_answer_that_nobody_takes_ends_with_its_connection(
     with LiveServer() as server, socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         raw.connect(("127.0.0.1", server.port))
-        raw.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 64)
+        raw.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
         server.until(lambda: bool(server.state.num_active))
         server.until(lambda: not server.server.server_state.connections)
         server.until(lambda: not server.state.num_active)
@@ -79,7 +79,7 @@ def test_a_line_after_an_answer_is_no_request(monkeypatch: pytest.MonkeyPatch) -
     """It ended the time that an idle connection has, and the connection stayed for ever."""
     monkeypatch.setattr("fathom.server.run.IDLE_CONNECTION_S", 0.3)
     with LiveServer() as server, connect(server) as raw:
-        raw.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        raw.sendall(b"HEAD /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert raw.recv(65536).startswith(b"HTTP/1.1 200")
         raw.sendall(b"\r\n")
-        assert answer_of(raw).startswith(b"HTTP/1.1 200")
-        assert httpx.get(f"{server.url}/livez").status_code == 200
+        assert answer_of(raw) == b""
