@@ -70,7 +70,7 @@ def test_an_answer_that_nobody_takes_ends_with_its_connection(
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         raw.connect(("127.0.0.1", server.port))
         raw.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
-        server.until(lambda: bool(server.state.num_active))
+        server.until(lambda: bool(server.server.server_state.connections))
         server.until(lambda: not server.server.server_state.connections)
         server.until(lambda: not server.state.num_active)
 
