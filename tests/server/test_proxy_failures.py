@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import httpx
@@ -13,7 +14,9 @@ import pytest
 from fathom.engine.timing import NoObserver
 from fathom.engine.upstream.config import UpstreamConfig
 from fathom.engine.upstream.engine import UpstreamEngine
+from fathom.engine.upstream.wire import MAX_EVENT_BYTES, EventStream
 from fathom.errors import ConfigError, FathomError, UpstreamError
+from fathom.perf.http_stream import BrokenStream
 from fathom.text.tokenizer import Tokenizer
 from fathom.weights.embedded import embedded_path
 from tests.server.live_server import WAIT_S, LiveServer
@@ -235,6 +238,34 @@ def test_silence_has_a_deadline(files: str | None, limit: str) -> None:
         assert upstream.was_left.wait(WAIT_S)
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "upstream_timeout"
+
+
+def test_an_answer_is_over_when_its_upstream_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upstream that said [DONE] and kept the response open was a 504 after the longest silence,
+    the whole answer lost."""
+    monkeypatch.setattr("fathom.engine.upstream.wire.END_TIMEOUT_S", 0.1)
+    end = {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}]}
+    upstream = FakeUpstream(pieces=[sse(end)], hangs=True)
+    with upstream.running(), LiveProxy(upstream=upstream.url) as proxy:
+        answer = httpx.post(
+            f"{proxy.url}/v1/chat/completions", json={"messages": ASK}, timeout=WAIT_S
+        )
+        assert upstream.was_left.wait(WAIT_S)
+    assert answer.json()["choices"][0]["message"]["content"] == "Hi"
+
+
+def test_an_event_in_tiny_pieces_takes_time_by_its_size() -> None:
+    """Each piece copied all that had come before: eight MiB of them stopped the proxy for hours."""
+    text = "x" * 2**19
+    seen: list[bytes] = []
+    stream = EventStream(seen.append)
+    began_s = time.process_time()
+    for byte in f"data: {text}\n".encode():
+        stream.feed(bytes((byte,)), 0.0)
+    assert seen == [text.encode()]
+    assert time.process_time() - began_s < 10.0  # it took a minute
+    with pytest.raises(BrokenStream):
+        stream.feed(b"x" * (MAX_EVENT_BYTES + 1), 0.0)
 
 
 @pytest.mark.parametrize(("files", "half"), [(FILES, HALF), (None, HALF_CHAT)])

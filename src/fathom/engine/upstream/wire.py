@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -25,6 +26,8 @@ from fathom.perf.http_stream import BrokenStream, HttpClient, Origin, Response
 
 # An event of an answer that is longer than this is no event.
 MAX_EVENT_BYTES = 8 * 1024 * 1024
+# For what follows an answer's last event, so that its connection can be kept.
+END_TIMEOUT_S = 1.0
 MAX_WHOLE_BYTES = 8 * 1024 * 1024
 # An answer in one piece, which has the scores of a prompt of a hundred thousand tokens.
 MAX_SCORED_BYTES = 64 * 1024 * 1024
@@ -81,17 +84,16 @@ class EventStream:
 
     def __init__(self, on_event: Callable[[bytes], None]) -> None:
         self._on_event = on_event
-        self._rest = b""
+        self._line = bytearray()  # the last one, as far as it came
         self.heard_s = time.monotonic()
         """When the last event came: a comment that fills silence is none."""
         self.is_done = False
 
     def feed(self, piece: bytes, _: float) -> None:
         """A piece of the body. Raises: BrokenStream."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        if len(self._rest) > MAX_EVENT_BYTES:
-            raise BrokenStream("an event without an end")
-        for line in lines:
+        *ends, rest = piece.split(b"\n")
+        for end in ends:
+            line, self._line = bytes(self._line + end), bytearray()
             if line.startswith(b"data:") and not self.is_done:
                 self.heard_s = time.monotonic()
                 event = line[5:].strip()
@@ -99,6 +101,9 @@ class EventStream:
                     self.is_done = True
                 else:
                     self._on_event(event)
+        self._line += rest
+        if len(self._line) > MAX_EVENT_BYTES:
+            raise BrokenStream("an event without an end")
 
     def end(self) -> None:
         """The body is over. Raises: BrokenStream."""
@@ -182,9 +187,16 @@ class Upstream:
         end_s = time.monotonic() + self._whole_s
         silence_s = self._silence_s if body["stream"] else self._whole_s
         events.heard_s = time.monotonic()
-        asking = asyncio.ensure_future(self._http.post(path, raw, events.feed))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def feed(piece: bytes, now_s: float) -> None:
+            events.feed(piece, now_s)
+            if events.is_done and not done.done():
+                done.set_result(None)
+
+        asking = asyncio.ensure_future(self._http.post(path, raw, feed))
         try:
-            while not asking.done():
+            while not (asking.done() or done.done()):
                 due_s = min(end_s, events.heard_s + silence_s)
                 left_s = due_s - time.monotonic()
                 if left_s <= 0:
@@ -192,11 +204,15 @@ class Upstream:
                     raise UpstreamTimeoutError(
                         "the upstream did not answer in time", wanted=f"within {limit_s:g} s"
                     )
-                await asyncio.wait((asking,), timeout=left_s)
+                await asyncio.wait(
+                    (asking, done), timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+                )
+            if events.is_done:  # how the response ends after that is nobody's business
+                with contextlib.suppress(OSError, BrokenStream):
+                    await asyncio.wait_for(asking, END_TIMEOUT_S)
+                return
             response = asking.result()
         except (OSError, BrokenStream) as error:
-            if events.is_done:
-                return  # how the connection ends after the answer is nobody's business
             raise self.broken(error) from error
         finally:
             if not asking.done():
