@@ -53,6 +53,7 @@ class FakeUpstream:
     """Answers with `status`, or with the bytes of `pieces`, each a write of its own.
 
     `hangs` keeps the connection open after them; else it is closed. `bodies` are what was asked.
+    `hints` come before the response, as 103 Early Hints may.
     `is_slow` answers its first question with 503. `settings`: an SGLang's, in its words.
     """
 
@@ -60,6 +61,7 @@ class FakeUpstream:
     headers: dict[str, str] = field(default_factory=dict)
     pieces: list[bytes] = field(default_factory=list)
     hangs: bool = False
+    hints: bytes = b""
     owner: str = "vllm"
     models_status: int = 200
     is_slow: bool = False
@@ -122,6 +124,7 @@ class FakeUpstream:
             if line.lower().startswith("content-length")
         )
         self.bodies.append(json.loads(await reader.readexactly(length)))
+        writer.write(self.hints)
         if self.status != 200:
             self._whole(writer, self.status, self.headers, b"".join(self.pieces))
             return

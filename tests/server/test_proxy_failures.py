@@ -14,9 +14,9 @@ import pytest
 from fathom.engine.timing import NoObserver
 from fathom.engine.upstream.config import UpstreamConfig
 from fathom.engine.upstream.engine import UpstreamEngine
-from fathom.engine.upstream.wire import MAX_EVENT_BYTES, EventStream
-from fathom.errors import ConfigError, FathomError, UpstreamError
-from fathom.perf.http_stream import BrokenStream
+from fathom.engine.upstream.wire import MAX_EVENT_BYTES, EventStream, error_of
+from fathom.errors import ConfigError, FathomError, OverloadedError, UpstreamError
+from fathom.perf.http_stream import BrokenStream, Response
 from fathom.text.tokenizer import Tokenizer
 from fathom.weights.embedded import embedded_path
 from tests.server.live_server import WAIT_S, LiveServer
@@ -252,6 +252,28 @@ def test_an_answer_is_over_when_its_upstream_says_so(monkeypatch: pytest.MonkeyP
         )
         assert upstream.was_left.wait(WAIT_S)
     assert answer.json()["choices"][0]["message"]["content"] == "Hi"
+
+
+def test_hints_before_a_response_are_passed_over() -> None:
+    end = {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}]}
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    upstream = FakeUpstream(pieces=[sse(end)], hints=hints)
+    with upstream.running(), LiveProxy(upstream=upstream.url) as proxy:
+        answer = httpx.post(
+            f"{proxy.url}/v1/chat/completions", json={"messages": ASK}, timeout=WAIT_S
+        )
+    assert answer.json()["choices"][0]["message"]["content"] == "Hi"
+
+
+def test_a_retry_after_that_is_no_number_is_a_second() -> None:
+    """A superscript two is a digit by its name, and was a 500."""
+    loop = asyncio.new_event_loop()
+    for said in ("", "\xb2", "9" * 99, "Wed, 21 Oct 2026 07:28:00 GMT"):
+        response = Response(lambda *_: None, loop.create_future(), 429, said)
+        error = error_of(response)
+        assert isinstance(error, OverloadedError)
+        assert error.retry_after_s == 1
+    loop.close()
 
 
 def test_an_event_in_tiny_pieces_takes_time_by_its_size() -> None:

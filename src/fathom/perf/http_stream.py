@@ -151,6 +151,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
+        if self._parser.get_status_code() < 200:
+            return  # such as 103 Early Hints: the response is still to come
         if not self._parser.should_keep_alive():
             self.close()
         self._finish()

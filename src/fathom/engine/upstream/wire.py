@@ -309,4 +309,4 @@ def _refusal(told: _Told, found: str) -> RequestError:
 
 def _seconds(header: str) -> int:
     """A Retry-After in seconds; one that is a date, or not there, is a second."""
-    return min(max(int(header), 1), 86400) if header.isdigit() and len(header) < 10 else 1
+    return min(max(int(header), 1), 86400) if header.isdecimal() and len(header) < 10 else 1
