@@ -120,6 +120,21 @@ def test_a_stop_string_ends_the_answer_and_the_sequence() -> None:
     run(main())
 
 
+def test_an_id_that_is_used_again_gets_its_own_answer() -> None:
+    """Tokens on their way to a client that had left came to the next one that used its id."""
+
+    async def main() -> None:
+        async with started(SimulatedChild(model=MODEL)) as engine:
+            expected = naive_tokens(MODEL, PROMPT, request().sampling, seed=3)
+            for _ in range(50):
+                left = engine.generate(request(prompt=PROMPT[:9], max_tokens=900))
+                await anext(left)
+                await left.aclose()
+                assert tokens_of(await collect(engine, request())) == expected
+
+    run(main())
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_64_streams_with_random_disconnects_leave_nothing_behind(seed: int) -> None:
     chance = random.Random(seed)

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import Literal
 
 from fathom.config import EngineConfig
@@ -75,6 +76,8 @@ class AsyncEngine:
         self._is_closing = False
         self._supervisor: asyncio.Task[None] | None = None
         self._streams: dict[str, RequestStream] = {}
+        self._names: set[str] = set()
+        self._num_taken = 0
         self._heard_s = time.monotonic()
         self._settled = asyncio.Event()
         self._hung_up = asyncio.Event()
@@ -198,8 +201,10 @@ class AsyncEngine:
         if self.phase != "ready":  # it may have ended meanwhile
             raise self._unavailable()
         seed = request.sampling.seed
+        # A number that no request had: events of one that was left may still be on their way.
+        self._num_taken += 1
         sequences = split(
-            request,
+            replace(request, id=f"{request.id}-{self._num_taken}"),
             seed=self._seeds.draw() if seed is None else seed,
             eos_ids=tokenizer.eos_ids,
             arrival_s=arrival_s,
@@ -207,28 +212,29 @@ class AsyncEngine:
         stream = RequestStream(
             request, sequences, tokenizer, observer=self._observer, cancel=self._cancel
         )
-        self._register(stream)
+        self._register(stream, request.id)
         try:
             self._send(Add(sequences, grammar), stream.refuse)
             while not stream.is_finished:
                 yield await stream.next()
         finally:
-            self._forget(stream)
+            self._forget(stream, request.id)
 
     def flush_cache(self) -> None:
         """Forget cached prefixes that no request uses, before whatever is asked next."""
         self._send(FlushCache())
 
-    def _register(self, stream: RequestStream) -> None:
-        taken = [name for name in stream.ids if name in self._streams]
-        if taken:
-            raise RequestError("the request's id is in use", param="request_id", found=taken[0])
+    def _register(self, stream: RequestStream, name: str) -> None:
+        if name in self._names:
+            raise RequestError("the request's id is in use", param="request_id", found=name)
+        self._names.add(name)
         self._streams.update(dict.fromkeys(stream.ids, stream))
         self._idle.clear()
 
-    def _forget(self, stream: RequestStream) -> None:
-        for name in stream.ids:
-            del self._streams[name]
+    def _forget(self, stream: RequestStream, name: str) -> None:
+        self._names.remove(name)
+        for sequence_id in stream.ids:
+            del self._streams[sequence_id]
         if not self._streams:
             self._idle.set()
         stream.end(time.monotonic())
