@@ -210,6 +210,22 @@ def test_a_killed_engine_ends_every_stream_within_a_second() -> None:
         made.run(main(made.engine))
 
 
+def test_an_engine_that_stays_silent_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped process kept its clients waiting for as long as it was stopped."""
+    with running() as live:
+        engine = live.engine
+
+        async def silent() -> FathomError | None:
+            await engine.ready()
+            os.kill(child_pid(engine), signal.SIGSTOP)
+            monkeypatch.setattr("fathom.engine.async_engine.SILENCE_GRACE_S", 1.0 - 300.0)
+            with pytest.raises(EngineError, match="not a word"):
+                await tokens_of(engine, request("r", prompt_of(1)))
+            return await engine.ended()
+
+        assert "not a word" in str(live.run(silent()))
+
+
 def wait_gone(*pids: int) -> None:
     """Wait for processes, whoever their parent is, to end."""
     for pid in pids:

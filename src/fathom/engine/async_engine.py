@@ -48,6 +48,9 @@ Phase = Literal["loading", "ready", "draining", "dead"]
 SHUTDOWN_GRACE_S = 5.0
 # How long an engine that has hung up may take to exit; its streams wait for this.
 EXIT_GRACE_S = 0.5
+# How long an engine may be silent beyond its step's deadline, which it keeps itself unless it is
+# stopped; and how often that is looked at.
+SILENCE_GRACE_S, HEARTBEAT_CHECK_S = 30.0, 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -126,14 +129,26 @@ class AsyncEngine:
         """Wait for the child's end, or for it to hang up, which is the same a moment earlier."""
         exited = asyncio.ensure_future(child.wait())
         hung_up = asyncio.ensure_future(self._hung_up.wait())
-        await asyncio.wait((exited, hung_up), return_when=asyncio.FIRST_COMPLETED)
-        for waiting in (exited, hung_up):
+        silent = asyncio.ensure_future(self._silence())
+        waits = (exited, hung_up, silent)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        is_silent = silent.done()
+        for waiting in waits:
             waiting.cancel()
         code = await child.end(SHUTDOWN_GRACE_S if self._is_closing else EXIT_GRACE_S)
         if self._link is not None:
             self._link.read()  # what it said last
         found = "no exit code" if code is None else say(code)
+        if is_silent:
+            found = "not a word for longer than a step may take"
         self._die(None if self._is_closing else EngineError("the engine is gone", found=found))
+
+    async def _silence(self) -> None:
+        """Returns once the engine has been silent for longer than its own deadlines would allow."""
+        while self.heartbeat_age_s() < self.config.step_timeout_s + SILENCE_GRACE_S:
+            await asyncio.sleep(HEARTBEAT_CHECK_S)
+            if self._link is not None:
+                self._link.read()  # this process may be the one that was held
 
     # --- state -----------------------------------------------------------------------------
 
