@@ -115,10 +115,20 @@ def run(source: str, **limits: Any) -> str:
         "{{ 'y'.translate({121: 'x' * 9999999}) }}",
         "{{ (range(99999) | list * 99) | sort }}",
         "{{ lipsum(99999) }}",
+        "{{ 'x'.encode() * 99999999999 }}",
+        "{{ (1).to_bytes(99999999999, 'big') }}",
+        "{{ [1] | tojson(indent=99999999) }}",
+        "{{ [1] | batch(99999999, 'x') | list }}",
+        "{{ [1] | slice(99999999) | list }}",
+        "{{ 1 | round(99999999, 'ceil') }}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(40) %}"
+        "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
+        "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}{% set ns = namespace(x='ab') %}"
+        "{% for i in range(40) %}{% set ns.x = f(ns.x) %}{% endfor %}",
         *(
             f"{{% set ns = namespace(x={x}) %}}{{% for i in range(40) %}}"
             f"{{% set ns.x = ns.x {plus} ns.x %}}{{% endfor %}}"
-            for x, plus in (("'ab'", "~"), ("'ab'", "+"), ("[1]", "+"))
+            for x, plus in (("'ab'", "~"), ("'ab'", "+"), ("[1]", "+"), ("(1,)", "+"))
         ),
         "{{ messages.append(1) }}",
         "{{ ''.__class__.__mro__ }}",
@@ -140,6 +150,7 @@ def test_texts_are_changed_as_jinja_changes_them() -> None:
         "{{ 'a-b'.replace('-', '+') }} {{ 'aaa' | replace('a', 'b', 2) }} {{ ''.replace('', 'z') }}"
         " {{ ', '.join(['x', 'y']) }} {{ [1, none, 'x'] | join('|') }} {{ 1 + 2 }} {{ [1] + [2] }}"
         " {{ messages | join(attribute='role') }} {{ 7 % 3 }} {{ 'a' ~ 1 ~ none }} {{ 'ab' * 2 }}"
+        " {{ ['a', 1] | join(d=2) }} {{ 'a1' | replace(1, 2) }} {{ {'a': [1]} | tojson(indent=2) }}"
     )
     messages = [{"role": "user", "content": ""}]
     assert run(source) == render_published(source, messages, generate=False)

@@ -14,8 +14,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MAX_TEXT = 1 << 24
 """Characters that a prompt, or one operation in a template, may have."""
 _MAX_ITEMS = 1 << 17  # of a list that an operation makes: a filter does not ask for the time
-_PADDERS = ("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill")
-_FILTERS = ("center", "format", "indent", "urlize", "wordwrap", "xmlattr", "random", "pprint")
+_MAX_INDENT = 16
+# Methods of texts and numbers that make as much as they are told to, or bytes, which have more.
+_METHODS_OUT = frozenset(
+    (
+        *("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"),
+        *("encode", "to_bytes"),
+    )
+)
+_FILTERS_OUT = (
+    *("batch", "center", "format", "indent", "pprint", "random", "round", "slice", "urlize"),
+    *("wordwrap", "xmlattr"),
+)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -28,7 +38,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         self.check: Callable[[], None] = lambda: None
-        for name in _FILTERS:
+        for name in _FILTERS_OUT:
             del self.filters[name]
         del self.globals["lipsum"]
         self.filters |= {"tojson": _to_json, "replace": _replace, "join": self._joined}
@@ -48,9 +58,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.check()
             yield item
 
-    def _joined(self, items: Iterable[Any], between: str = "", attribute: str | None = None) -> str:
+    def _joined(self, items: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
+        """As Jinja's filter, which calls what goes between `d`."""
         part: Callable[[Any], Any] = str if attribute is None else make_attrgetter(self, attribute)
-        return _join(between, map(part, items))
+        return _join(str(d), map(part, items))
+
+    def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]
+        """What a macro or a block is made of."""
+        return _join("", parts)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         self.check()
@@ -61,19 +76,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call(*args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> None:
-        """Nothing: `format` is one of the padders."""
+        """Nothing: no text has a `format`."""
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         self.check()
         return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        is_padder = isinstance(obj, str) and attr in _PADDERS
-        return not is_padder and super().is_safe_attribute(obj, attr, value)
+        is_out = isinstance(obj, str | int) and attr in _METHODS_OUT
+        return not is_out and super().is_safe_attribute(obj, attr, value)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "+":
-            for kind, most in ((str, MAX_TEXT), (list, _MAX_ITEMS)):
+            for kind, most in ((str, MAX_TEXT), (list, _MAX_ITEMS), (tuple, _MAX_ITEMS)):
                 _allow(*(len(side) for side in (left, right) if isinstance(side, kind)), most=most)
         elif operator == "**" or (operator == "%" and isinstance(left, str)):
             raise SecurityError(f"{operator} is not allowed")
@@ -101,9 +116,9 @@ def _sized(value: Any) -> Any:
     return value
 
 
-def _replace(text: Any, old: str, new: str, count: int | None = None) -> str:
+def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
     """As Jinja's filter and as the method."""
-    whole = str(text)
+    whole, old, new = str(text), str(old), str(new)
     _allow(len(whole), (whole.count(old) + 1) * len(new))
     return whole.replace(old, new, -1 if count is None else count)
 
@@ -119,6 +134,7 @@ _METHODS: Mapping[str, Callable[..., str]] = {"replace": _replace, "join": _join
 
 def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
     """As transformers' filter: no HTML escapes, and text as it is."""
+    _allow(indent or 0, most=_MAX_INDENT)
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
