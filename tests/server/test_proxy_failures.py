@@ -14,7 +14,8 @@ import pytest
 from fathom.engine.timing import NoObserver
 from fathom.engine.upstream.config import UpstreamConfig
 from fathom.engine.upstream.engine import UpstreamEngine
-from fathom.engine.upstream.wire import MAX_EVENT_BYTES, EventStream, error_of
+from fathom.engine.upstream.failures import error_of
+from fathom.engine.upstream.wire import MAX_EVENT_BYTES, EventStream
 from fathom.errors import ConfigError, FathomError, OverloadedError, UpstreamError
 from fathom.perf.http_stream import BrokenStream, Response
 from fathom.text.tokenizer import Tokenizer
@@ -80,6 +81,7 @@ def test_an_upstreams_error_is_told_in_the_dialects_form(
 _EXCEEDED = "context_length_exceeded"
 CODES = [
     ({"message": "no", "code": "unsupported_value"}, "unsupported_value"),
+    ({"message": "no", "code": "schema_depth_limit"}, "schema_depth_limit"),
     ({"message": "no", "code": _EXCEEDED}, _EXCEEDED),
     ({"message": "no", "code": "content_policy_violation"}, "invalid_value"),
     ({"message": "no", "code": 400}, "invalid_value"),

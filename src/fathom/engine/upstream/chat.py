@@ -15,8 +15,9 @@ from msgspec import Struct, structs
 from fathom.core.loop_guard import LoopLimits
 from fathom.engine.requests import GenerateRequest, Unrendered
 from fathom.engine.upstream.chat_answer import Answer, Message
+from fathom.engine.upstream.failures import event_error
 from fathom.engine.upstream.kinds import Kind, form_fields, refused, sampling_fields
-from fathom.engine.upstream.wire import Usage, event_error
+from fathom.engine.upstream.wire import Usage
 from fathom.perf.http_stream import BrokenStream
 from fathom.text.channels import Told
 from fathom.text.delta import Delta, FinishReason

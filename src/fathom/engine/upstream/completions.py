@@ -15,8 +15,9 @@ from msgspec import Struct
 from fathom.core.loop_guard import LoopGuard, LoopLimits
 from fathom.core.types import FinishReason, Request, TokenEvent, TokenLogprobs
 from fathom.engine.requests import GenerateRequest
+from fathom.engine.upstream.failures import event_error
 from fathom.engine.upstream.kinds import Kind, form_fields, refused, sampling_fields
-from fathom.engine.upstream.wire import Usage, event_error
+from fathom.engine.upstream.wire import Usage
 from fathom.perf.http_stream import BrokenStream
 from fathom.text.grammar.asked import Asked
 from fathom.text.tokenizer import Tokenizer
