@@ -141,6 +141,23 @@ def test_results_reach_the_upstream_in_the_order_of_their_calls() -> None:
     assert got["messages"][2:] == results[::-1]
 
 
+def test_turns_in_a_row_keep_the_reasoning_of_each() -> None:
+    """Anthropic's API takes them for one turn. The reasoning of all but the first was lost."""
+    end = sse({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    blocks = [
+        [{"type": "thinking", "thinking": text, "signature": ""}, {"type": "text", "text": text}]
+        for text in "ab"
+    ]
+    said = [{"role": "assistant", "content": content} for content in blocks]
+    upstream = FakeUpstream(pieces=[end])
+    with upstream.running(), LiveProxy(upstream=upstream.url) as proxy:
+        body = {"model": "fake", "max_tokens": 9, "messages": [*ASK, *said, *ASK]}
+        httpx.post(f"{proxy.url}/v1/messages", json=body)
+    (got,) = upstream.bodies
+    turn = {"role": "assistant", "content": "ab", "reasoning_content": "ab"}
+    assert got["messages"] == [*ASK, turn, *ASK]
+
+
 def test_what_a_lenient_proxy_leaves_out_is_not_sent_on() -> None:
     end = sse({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     upstream = FakeUpstream(pieces=[end])

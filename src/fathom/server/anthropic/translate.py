@@ -226,6 +226,8 @@ def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         else:
             between = "" if message["role"] == "assistant" else _BETWEEN
             last["content"] += between + message["content"]
+            if "reasoning_content" in message:
+                last["reasoning_content"] += message["reasoning_content"]
             if "tool_calls" in message:
                 last["tool_calls"] = [*last.get("tool_calls", ()), *message["tool_calls"]]
     return told

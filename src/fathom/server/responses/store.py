@@ -48,7 +48,9 @@ class ResponseStore:
         self._ttl_s, self._clock = ttl_s, clock
         self._lock = threading.Lock()
         try:
-            self._db = sqlite3.connect(path or ":memory:", LOCK_TIMEOUT_S, check_same_thread=False)
+            self._db = sqlite3.connect(
+                path or ":memory:", timeout=LOCK_TIMEOUT_S, check_same_thread=False
+            )
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise ConfigError(
