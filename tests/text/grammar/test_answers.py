@@ -358,6 +358,27 @@ def test_words_of_a_grammar_that_look_like_schemas_stay(
     assert constraint_of(engine, grammar=lark).count_allowed(ids) == len(ids)
 
 
+@pytest.mark.parametrize("comment", ['# a "', '// a "', "# /", "# '"])
+def test_no_comment_hides_a_schema_from_its_checks(
+    embedded: tuple[Tokenizer, GrammarEngine], comment: str
+) -> None:
+    """A quote behind `#`, which begins comments too, went on to the schema's own."""
+    lark = f'start: "a" {comment}\n | %json {{"const": 12345678901234567890123}}'
+    with pytest.raises(RequestError, match="would round"):
+        constraint_of(embedded[1], grammar=lark)
+
+
+@pytest.mark.parametrize("opening", ['"', "/"])
+def test_a_grammar_without_an_end_is_read_in_time_by_its_size(
+    embedded: tuple[Tokenizer, GrammarEngine], opening: str
+) -> None:
+    """Each of its quotes was tried as a beginning: 32 KiB took ten seconds, these hours. A proxy
+    does that in its own process, which no limit ends."""
+    lark = f"start: {opening}" + f"\\{opening}" * 2**18
+    told = grammar_text(Asked(form=StructuredOutputs(grammar=lark)), embedded[0])
+    assert lark in [one["lark_grammar"] for one in json.loads(told)["grammars"]]
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.one_of(

@@ -35,8 +35,9 @@ _WHITE_SPACE = r" |\n[ ]{0,32}"
 _NO_WHITE_SPACE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANY_OBJECT = {"type": "object"}
 _IGNORED_OPTION = re.compile(r"\[[^\]\n]*\b(temperature|max_tokens|stop|capture)\b[^\]\n]*\]\s*:")
-# What a schema's word may stand in without being one, and the word.
-_LARK = re.compile(r'"(?:\\.|[^"\\])*"|/(?![/*])(?:\\.|[^/\\])*/|//.*|(%json)\s*')
+# What a schema's word may stand in without being one, and the word. What has no end goes on to that
+# of the text: to look for one at each quote would take time by the square of their number.
+_LARK = re.compile(r'"(?:\\.|[^"\\])*"?|/(?![/*])(?:\\.|[^/\\])*/?|(?://|#).*|(%json)\s*')
 
 
 def grammar_text(asked: Asked, tokenizer: Tokenizer) -> str:
