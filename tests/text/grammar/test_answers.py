@@ -368,13 +368,33 @@ def test_no_comment_hides_a_schema_from_its_checks(
         constraint_of(embedded[1], grammar=lark)
 
 
-@pytest.mark.parametrize("opening", ['"', "/"])
+OPTIONS = [
+    ('[max_tokens=5,\n stop="]["]: "y"', "max_tokens"),
+    ('[capture]: "y"', "capture"),
+    ('[lazy]: /[stop]:/ | "[stop]:"  # [stop]:', ""),
+]
+
+
+@pytest.mark.parametrize(("rest", "named"), OPTIONS)
+def test_options_of_rules_that_sample_are_refused(
+    embedded: tuple[Tokenizer, GrammarEngine], rest: str, named: str
+) -> None:
+    """Over two lines, or with a bracket in its text, one was ignored."""
+    asked = Asked(form=StructuredOutputs(grammar=f"start: a\na{rest}"))
+    if named:
+        with pytest.raises(RequestError, match=f"the option {named} of a rule"):
+            embedded[1].check(asked)
+    else:
+        embedded[1].check(asked)
+
+
+@pytest.mark.parametrize("opening", ['"', "/", "[stop "])
 def test_a_grammar_without_an_end_is_read_in_time_by_its_size(
     embedded: tuple[Tokenizer, GrammarEngine], opening: str
 ) -> None:
     """Each of its quotes was tried as a beginning: 32 KiB took ten seconds, these hours. A proxy
     does that in its own process, which no limit ends."""
-    lark = f"start: {opening}" + f"\\{opening}" * 2**18
+    lark = f"start: {opening}" + f"\\{opening}" * 2**17
     told = grammar_text(Asked(form=StructuredOutputs(grammar=lark)), embedded[0])
     assert lark in [one["lark_grammar"] for one in json.loads(told)["grammars"]]
 

@@ -34,7 +34,8 @@ from fathom.text.tokenizer import Tokenizer
 _WHITE_SPACE = r" |\n[ ]{0,32}"
 _NO_WHITE_SPACE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANY_OBJECT = {"type": "object"}
-_IGNORED_OPTION = re.compile(r"\[[^\]\n]*\b(temperature|max_tokens|stop|capture)\b[^\]\n]*\]\s*:")
+_OPTIONS = re.compile(r"\[([^\[\]]*)\]\s*:")  # of a rule
+_IGNORED_OPTION = re.compile(r"\b(temperature|max_tokens|stop|capture)\b")
 # What a schema's word may stand in without being one, and the word. What has no end goes on to that
 # of the text: to look for one at each quote would take time by the square of their number.
 _LARK = re.compile(r'"(?:\\.|[^"\\])*"?|/(?![/*])(?:\\.|[^/\\])*/?|(?://|#).*|(%json)\s*')
@@ -136,17 +137,16 @@ class _Rules:
         return "%json " + json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
 
     def _own_grammar(self, text: str, field: str) -> str:
-        option = _IGNORED_OPTION.search(text)
-        if option is not None:
-            raise RequestError(
-                f"{field}: the option {option[1]} of a rule is not honoured", param=field
-            )
         try:
             lark = any_to_lark(text)
         except Exception as error:  # a converter that raises whatever its parsing meets
             raise RequestError(
                 f"{field} is not a grammar", param=field, found=str(error)[:300]
             ) from None
+        for options in _OPTIONS.findall(_LARK.sub(" ", lark)):
+            if (ignored := _IGNORED_OPTION.search(options)) is not None:
+                what = f"{field}: the option {ignored[1]} of a rule is not honoured"
+                raise RequestError(what, param=field)
         self.others.append({"name": "own", "lark_grammar": self._own_schemas(lark, field)})
         return "@own"
 
