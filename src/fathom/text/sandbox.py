@@ -63,7 +63,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         part: Callable[[Any], Any] = str if attribute is None else make_attrgetter(self, attribute)
         return _join(str(d), map(part, items))
 
-    def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(self, parts: Iterable[str]) -> str:
         """What a macro or a block is made of."""
         return _join("", parts)
 
