@@ -184,7 +184,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
     command = [sys.executable, "-m", "fathom.cli", "serve", "--port", "0", "--threads", "1"]
-    command += ["--kv-cache-memory-bytes", POOL]
+    # An answer that chance made long must still end within the wait.
+    command += ["--kv-cache-memory-bytes", POOL, "--max-model-len", "1024"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             url = first_line(server).split()[-1]
