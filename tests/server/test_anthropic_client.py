@@ -274,8 +274,8 @@ def test_what_a_coding_agent_sends(client: anthropic.Anthropic, server: LiveServ
 def test_such_a_line_is_told_wherever_it_stands(client: anthropic.Anthropic) -> None:
     lines = ["Be brief.", "Be kind.", "x-anthropic-billing-header: cch=1;"]
     system: list[Any] = [{"type": "text", "text": line} for line in lines]
-    counted = client.messages.count_tokens(model=MODEL, messages=ASK, system=system)
-    assert counted.warnings[0].startswith("system:")  # type: ignore[attr-defined]
+    counted: Any = client.messages.count_tokens(model=MODEL, messages=ASK, system=system)
+    assert counted.warnings[0].startswith("system:")
     plain = client.messages.count_tokens(model=MODEL, messages=ASK, system=system[:2])
     assert plain.input_tokens == counted.input_tokens
 
