@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.core.types import SamplingParams, TokenEvent, TokenLogprobs
+from fathom.core.types import ReasoningLimit, SamplingParams, TokenEvent, TokenLogprobs
 from fathom.text.channels import OutputFormat
 from fathom.text.delta import Delta
 from fathom.text.output import OutputStream
@@ -100,6 +100,22 @@ def test_a_call_where_none_was_offered_is_told_of(
     assert answer.text == f"b{used.decode(used.encode(CALL, special=True), not shows)}"
     assert answer.last.has_stray_markup
     assert answer.last.finish_reason == "stop"
+
+
+@given(sizes=SIZES, budget=st.integers(0, 3))
+@settings(max_examples=50, deadline=None)
+def test_an_end_of_the_models_own_behind_a_budgets_is_no_word(
+    tokenizer: Tokenizer, sizes: list[int], budget: int
+) -> None:
+    """It goes on to think, and ends that; what comes of the marker afterwards is the answer's."""
+    end = tokenizer.special_ids["</think>"]
+    thoughts = tokenizer.encode("abc"[:budget])
+    ids = (*thoughts, end, *tokenizer.encode("on "), end, *tokenizer.encode("so "), end, 5)
+    limit = ReasoningLimit(len(thoughts), end)
+    stream = OutputStream(tokenizer, SamplingParams(reasoning_limit=limit), format=FULL)
+    answer = read(stream, ids, sizes, "length")
+    assert answer.reasoning == tokenizer.decode(thoughts)
+    assert answer.text == f"on so </think>{tokenizer.decode([5])}"
 
 
 @given(sizes=SIZES, text=st.text(max_size=20), data=st.data())

@@ -90,6 +90,11 @@ class Channels:
         """Whether what comes next is reasoning."""
         return self._reasoning is not None and self._reasoning.is_inside
 
+    def cut_reasoning(self) -> None:
+        """Say that it was a budget, and not the model, that just ended the reasoning."""
+        if self._reasoning is not None:
+            self._reasoning.was_cut = True
+
     @property
     def is_answer(self) -> bool:
         """Whether what comes next is the answer proper, as far as is known."""

@@ -30,6 +30,8 @@ class OutputStream:
         self._tokenizer = tokenizer
         self._index = index
         self._includes_stop = sampling.include_stop_str_in_output
+        limit = sampling.reasoning_limit
+        self._most_reasoning = None if limit is None else limit.num_tokens
         format = format or OutputFormat()
         ids = {marker: tokenizer.special_ids.get(marker) for marker in format.markers}
         self._detokenizer = Detokenizer(
@@ -110,6 +112,8 @@ class OutputStream:
             self._channels.read(self._detokenizer.push(token_id, is_silent=is_silent), told)
             if was_inside and self._channels.is_inside:
                 self.num_reasoning_tokens += not is_silent
+            elif was_inside and self.num_reasoning_tokens == self._most_reasoning:
+                self._channels.cut_reasoning()
             if may_score and self._channels.is_answer:
                 places.append(position)
             if self._detokenizer.stopped_by is not None:

@@ -30,6 +30,8 @@ class ReasoningSplitter:
         ends_at: frozenset[str] = frozenset(),
     ) -> None:
         self.is_inside = starts_inside
+        self.was_cut = False
+        """Whether a budget ended the reasoning: the model may yet write an end of its own."""
         self._ends_at = ends_at
         self.trims_start = starts_inside
         self._newlines: list[str] = []
@@ -38,6 +40,9 @@ class ReasoningSplitter:
 
     def push(self, piece: Piece) -> list[tuple[Channel, Piece]]:
         """The piece by channel, less newlines that may turn out to stand before `</think>`."""
+        if piece.marker == END_THINK and self.was_cut and not self._is_in_call:
+            self.was_cut = False
+            return []
         if piece.marker in REASONING_MARKERS:
             if not self._is_word(piece.marker):
                 self._turn(piece.marker == THINK)
